@@ -1,0 +1,69 @@
+"""warmstart: from a pretrained Hugging Face checkpoint to predictions, fine-tuning and evaluation.
+
+    import warmstart as ws
+
+    pipe = ws.load("starter")
+    pipe("I love LangChain!")
+
+Importing this package imports neither torch nor transformers: each public name is loaded when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from warmstart.errors import CheckpointError, DataError, TrainingError, UsageError, WarmstartError
+    from warmstart.pipeline import Pipeline
+    from warmstart.training.batches import batches
+    from warmstart.training.config import TrainConfig
+    from warmstart.verbs.evaluate import Evaluation, evaluate
+    from warmstart.verbs.load import load
+    from warmstart.verbs.train import Run, train
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "CheckpointError": "warmstart.errors",
+    "DataError": "warmstart.errors",
+    "Evaluation": "warmstart.verbs.evaluate",
+    "Pipeline": "warmstart.pipeline",
+    "Run": "warmstart.verbs.train",
+    "TrainConfig": "warmstart.training.config",
+    "TrainingError": "warmstart.errors",
+    "UsageError": "warmstart.errors",
+    "WarmstartError": "warmstart.errors",
+    "batches": "warmstart.training.batches",
+    "evaluate": "warmstart.verbs.evaluate",
+    "load": "warmstart.verbs.load",
+    "train": "warmstart.verbs.train",
+}
+
+__all__ = [
+    "CheckpointError",
+    "DataError",
+    "Evaluation",
+    "Pipeline",
+    "Run",
+    "TrainConfig",
+    "TrainingError",
+    "UsageError",
+    "WarmstartError",
+    "batches",
+    "evaluate",
+    "load",
+    "train",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module 'warmstart' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

@@ -1,0 +1,30 @@
+"""A row is one example: a dict of fields that remembers where it was read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from warmstart.errors import Where
+
+
+class Row(dict[str, Any]):
+    """A plain dict of fields, with the place it came from. Equality and JSON are those of the dict."""
+
+    __slots__ = ("where",)
+
+    def __init__(self, fields: Mapping[str, Any], where: Where | None = None) -> None:
+        super().__init__(fields)
+        self.where = where or Where()
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """One field that a task reads. `aliases` are column names recognised without a flag, in order of preference."""
+
+    name: str
+    aliases: tuple[str, ...] = ()
+    required: bool = True  # needed to predict
+    target: bool = False  # needed to train and to evaluate; never read when predicting
+    doc: str = ""
