@@ -1,0 +1,16 @@
+"""The examples in the docstrings of the metrics are run."""
+
+from __future__ import annotations
+
+import doctest
+
+import pytest
+
+from warmstart.metrics import classification, interval, multilabel, ranking, regression
+
+
+@pytest.mark.parametrize("module", [classification, interval, multilabel, ranking, regression])
+def test_examples(module: object) -> None:
+    result = doctest.testmod(module, optionflags=doctest.ELLIPSIS)
+    assert result.attempted > 0
+    assert result.failed == 0
