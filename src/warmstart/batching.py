@@ -1,0 +1,115 @@
+"""Which features share a batch, and how they are stacked.
+
+Padding is computed like words, so features of like length belong together. Planning is a pure function of lengths
+(and, for training, of seed and epoch); nothing here draws from a generator that lives anywhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TypeVar
+
+import numpy as np
+
+from warmstart.features import Array, Batch, Feature, Pad
+from warmstart.randomness import generator
+
+T = TypeVar("T")
+
+# Rows per group of training batches that are sorted by length together: wide enough that little padding is left, and
+# narrow enough that a batch's company still changes from epoch to epoch.
+GROUP_ROWS = 1600
+
+
+def plan(lengths: Sequence[int], *, max_tokens: int, max_rows: int | None = None) -> list[list[int]]:
+    """Batches of positions, longest first; each holds at most `max_tokens` tokens, its padding counted.
+
+    A feature longer than the whole budget goes alone. Longest first, so that a batch that does not fit into memory
+    fails at the start and not at the end.
+
+    >>> plan([3, 9, 4, 8], max_tokens=18)
+    [[1, 3], [2, 0]]
+    """
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    batches: list[list[int]] = []
+    longest = 0
+    for i in order:
+        batch = batches[-1] if batches else None
+        full = batch is None or (len(batch) + 1) * longest > max_tokens or len(batch) == max_rows
+        if batch is None or full:
+            batches.append([i])
+            longest = lengths[i]
+        else:
+            batch.append(i)
+    return batches
+
+
+def plan_epoch(
+    lengths: Sequence[int], *, seed: int, epoch: int, batch_size: int | None = None, max_tokens: int | None = None
+) -> list[list[int]]:
+    """One epoch of training batches over rows with these lengths: each row once, in random company of like length.
+
+    Rows are shuffled, sorted by length inside groups of about `GROUP_ROWS`, cut into batches of `batch_size` rows or
+    of `max_tokens` padded tokens, and the batches are shuffled. A pure function of its arguments, so that the position
+    inside an epoch is an integer and nothing else has to be remembered.
+    """
+    rng = generator(seed, "order", epoch)
+    order = rng.permutation(len(lengths)).tolist()
+    group = GROUP_ROWS if batch_size is None else max(1, GROUP_ROWS // batch_size) * batch_size
+    batches: list[list[int]] = []
+    for start in range(0, len(order), group):
+        members = sorted(order[start : start + group], key=lambda i: -lengths[i])
+        if max_tokens is not None:
+            planned = plan([lengths[i] for i in members], max_tokens=max_tokens, max_rows=batch_size)
+            batches += [[members[k] for k in batch] for batch in planned]
+        else:
+            size = batch_size or len(members)
+            batches += [members[k : k + size] for k in range(0, len(members), size)]
+    return [batches[k] for k in rng.permutation(len(batches)).tolist()]
+
+
+def collate(features: Sequence[Feature], pads: Mapping[str, Pad]) -> Batch:
+    """Stack features into one batch; every array is padded by the rule `pads` has for its name.
+
+    Per-token arrays of shape (t,) become (B, T) with T their own longest; arrays of a fixed shape are stacked as they are.
+    """
+    return Batch(
+        features=tuple(features),
+        inputs=_stack([feature.inputs for feature in features], pads),
+        targets=_stack([feature.targets for feature in features], pads),
+    )
+
+
+def windows(
+    items: Iterable[T], *, first: int, largest: int, weight: Callable[[T], int], heaviest: int
+) -> Iterator[list[T]]:
+    """Consecutive windows that grow from `first` to `largest` items: early results come early, later work is dense.
+
+    A window also closes when its items' weights reach `heaviest`, so that memory is bounded by more than a count.
+    """
+    size, window, total = first, list[T](), 0
+    for item in items:
+        window.append(item)
+        total += weight(item)
+        if len(window) == size or total >= heaviest:
+            yield window
+            size, window, total = min(largest, size * 4), [], 0
+    if window:
+        yield window
+
+
+def _stack(columns: Sequence[Mapping[str, Array]], pads: Mapping[str, Pad]) -> dict[str, Array]:
+    return {name: _pad([column[name] for column in columns], pads[name]) for name in columns[0]}
+
+
+def _pad(arrays: Sequence[Array], pad: Pad) -> Array:
+    if not pad.per_token:
+        return np.stack(arrays)
+    longest = max(len(array) for array in arrays)
+    stacked = np.full((len(arrays), longest), pad.value, dtype=arrays[0].dtype)
+    for row, array in zip(stacked, arrays, strict=True):
+        if pad.side == "right":
+            row[: len(array)] = array
+        else:
+            row[longest - len(array) :] = array
+    return stacked

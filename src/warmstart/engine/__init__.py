@@ -1,0 +1,22 @@
+"""What executes a batch, and the walk from rows to predictions. Importing this imports no torch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from warmstart.engine.predict import MAX_TOKENS, Runtime, predict
+from warmstart.tasks import Task
+
+__all__ = ["MAX_TOKENS", "Runtime", "predict", "torch_runtime"]
+
+
+def torch_runtime(model: Any, task: Task, *, device: str = "auto") -> Runtime:
+    """The reference runtime: the model itself, moved to `device` ("auto", "cpu", "cuda", "cuda:1", "mps").
+
+    Raises UsageError "device-unknown" or "device-unavailable".
+    """
+    from warmstart.engine.devices import resolve
+    from warmstart.engine.torch_runtime import TorchRuntime
+
+    resolved = resolve(device)
+    return TorchRuntime(model=model.to(resolved), task=task, device=resolved)

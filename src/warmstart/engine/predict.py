@@ -1,0 +1,81 @@
+"""Rows to predictions, for a task and a runtime: encode → plan → run → decode, in the order of the rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Protocol
+
+from warmstart.batching import collate, plan, windows
+from warmstart.errors import WarmstartError
+from warmstart.features import Array, Batch, Feature
+from warmstart.rows import Row
+from warmstart.tasks import Task
+
+# Padded tokens a batch may hold. Beyond this a CPU gains nothing and a GPU little for encoders of common size.
+MAX_TOKENS = 4096
+
+# Rows that are sorted by length together. The first window is small, so that a first answer does not wait for
+# thousands of rows; a window also ends at this much text, so that a stream of long documents stays in memory.
+FIRST_WINDOW, LARGEST_WINDOW, WINDOW_CHARACTERS = 64, 4096, 4_000_000
+
+
+class Runtime(Protocol):
+    """What executes a batch."""
+
+    @property
+    def device(self) -> str: ...
+
+    def run(self, batch: Batch) -> dict[str, Array]: ...
+
+
+def predict(task: Task, runtime: Runtime, rows: Iterable[Row], *, max_tokens: int = MAX_TOKENS) -> Iterator[Any]:
+    """One prediction a row, in row order, with bounded memory: rows are read a window at a time.
+
+    Nothing is shared between calls, so several threads may predict with one task and one runtime.
+    """
+    for window in windows(
+        rows, first=FIRST_WINDOW, largest=LARGEST_WINDOW, weight=_characters, heaviest=WINDOW_CHARACTERS
+    ):
+        features = list(task.encode(window))
+        outputs = run_features(task, runtime, features, max_tokens=max_tokens)
+        for row, members in zip(window, by_row(features, len(window)), strict=True):
+            yield task.decode(row, [features[i] for i in members], [outputs[i] for i in members])
+
+
+def run_features(
+    task: Task, runtime: Runtime, features: Sequence[Feature], *, max_tokens: int
+) -> list[dict[str, Array]]:
+    """Each feature's outputs, in the order of `features`; batches are planned by length."""
+    outputs: list[dict[str, Array]] = [{} for _ in features]
+    for members in plan([feature.length for feature in features], max_tokens=max_tokens):
+        for i, output in zip(members, _run(task, runtime, [features[i] for i in members]), strict=True):
+            outputs[i] = output
+    return outputs
+
+
+def by_row(features: Sequence[Feature], rows: int) -> list[list[int]]:
+    """The positions of each row's features."""
+    members: list[list[int]] = [[] for _ in range(rows)]
+    for i, feature in enumerate(features):
+        members[feature.row].append(i)
+    return members
+
+
+def _run(task: Task, runtime: Runtime, features: Sequence[Feature]) -> list[dict[str, Array]]:
+    try:
+        outputs = runtime.run(collate(features, task.pads))
+    except MemoryError:
+        if len(features) == 1:
+            raise WarmstartError(
+                "out-of-memory",
+                f"one text of {features[0].length} tokens does not fit into the memory of {runtime.device}",
+                value=features[0].length,
+                fix='use device="cpu", a smaller checkpoint, or long_text="windows" with a lower max_length',
+            ) from None
+        half = len(features) // 2
+        return [*_run(task, runtime, features[:half]), *_run(task, runtime, features[half:])]
+    return [{name: array[i] for name, array in outputs.items()} for i in range(len(features))]
+
+
+def _characters(row: Row) -> int:
+    return sum(len(value) for value in row.values() if isinstance(value, str))

@@ -1,0 +1,71 @@
+"""What a person holds: model + tokenizer + task + runtime."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from warmstart.engine import MAX_TOKENS, Runtime, predict
+from warmstart.rows import Row, texts
+from warmstart.tasks import Task
+
+log = logging.getLogger("warmstart")
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A loaded checkpoint, ready for any verb.
+
+    `model` and `tokenizer` are the very objects that transformers' Auto classes give; `task` knows the labels.
+
+        pipe = ws.load("starter")
+        pipe("I love LangChain!")                          # one row → one prediction
+        pipe(["good", ("a pair's first", "its second")])    # a list → a list
+        pipe(line for line in open("reviews.txt"))         # an iterator → an iterator, with bounded memory
+    """
+
+    model: Any
+    tokenizer: Any
+    task: Task
+    runtime: Runtime
+    name: str  # as it was asked for
+    notes: tuple[str, ...] = ()  # what loading guessed, dropped or repaired
+
+    def __call__(self, inputs: Any, *, max_tokens: int = MAX_TOKENS) -> Any:
+        """Predict: a text, a pair `(text, text_pair)` or a row → a prediction; a list → a list; else an iterator.
+
+        Raises DataError for a row that is none, with its index and field.
+        """
+        if isinstance(inputs, str | tuple | Mapping):
+            return next(self.stream([inputs], max_tokens=max_tokens))
+        stream = self.stream(inputs, max_tokens=max_tokens)
+        return list(stream) if isinstance(inputs, list) else stream
+
+    def stream(self, inputs: Iterable[Any], *, max_tokens: int = MAX_TOKENS) -> Iterator[Any]:
+        """Predictions for an iterable of texts, pairs or rows, in their order, a window of rows at a time."""
+        return self.predict_rows(texts(inputs), max_tokens=max_tokens)
+
+    def predict_rows(self, rows: Iterable[Row], *, max_tokens: int = MAX_TOKENS) -> Iterator[Any]:
+        """Predictions for rows as `rows.read` gives them. Says at the end how many texts were cut."""
+        cut = total = 0
+        for prediction in predict(self.task, self.runtime, rows, max_tokens=max_tokens):
+            total += 1
+            cut += prediction.truncated
+            yield prediction
+        if cut:
+            log.warning(
+                "%s of %s texts were longer than %s tokens and were cut; long_text=windows reads all of a text",
+                f"{cut:,}",
+                f"{total:,}",
+                self.task.tokenizer.limit,
+            )
+
+    @property
+    def device(self) -> str:
+        """Where the model runs."""
+        return self.runtime.device
+
+    def __repr__(self) -> str:
+        return f"Pipeline({self.name!r}, task={self.task.name!r}, device={self.device!r})"

@@ -1,0 +1,42 @@
+"""One file a task, the same names in each. `TASKS` registers them; `find_task` takes a name or a known alias."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from warmstart.errors import UsageError, did_you_mean
+from warmstart.tasks.contract import Prediction, Scores, Task, as_dict, from_dict
+from warmstart.tasks.sentence_embedding import Embedding
+from warmstart.tasks.text_classification import TextClassification
+
+TASKS: Mapping[str, type[Task]] = {
+    "text-classification": TextClassification,
+    "sentence-embedding": Embedding,
+}
+
+# Names that transformers' `pipeline(...)` and older habits use.
+ALIASES: Mapping[str, str] = {
+    "sentiment-analysis": "text-classification",
+    "feature-extraction": "sentence-embedding",
+}
+
+__all__ = ["ALIASES", "TASKS", "Prediction", "Scores", "Task", "as_dict", "find_task", "from_dict"]
+
+
+def find_task(name: str) -> type[Task]:
+    """The task of this name or alias.
+
+    Raises UsageError "task-unknown", before any file or network is touched.
+
+    >>> find_task("sentiment-analysis").name
+    'text-classification'
+    """
+    canonical = ALIASES.get(name, name)
+    if canonical not in TASKS:
+        raise UsageError(
+            "task-unknown",
+            f"there is no task {name!r}",
+            value=name,
+            fix=did_you_mean(name, [*TASKS, *ALIASES]),
+        )
+    return TASKS[canonical]

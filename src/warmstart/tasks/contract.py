@@ -1,0 +1,167 @@
+"""What a task is: the same few names in every file of this folder, and what a prediction can do.
+
+A task is a frozen dataclass that holds its tokenizer, labels and options. It turns rows into features (`encode`), says
+what a model computes from a batch (`forward`, `infer`, `loss`), turns that into predictions (`decode`) and judges them
+(`score`). It imports neither torch nor transformers: torch stands inside `forward`, `infer` and `loss` only, so that
+exported runtimes and servers share everything else. `tests/contract/` checks all of this on every task.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+import numpy as np
+
+from warmstart.errors import DataError, UsageError, did_you_mean
+from warmstart.features import Array, Batch, Feature, Pad
+from warmstart.metrics import Metric
+from warmstart.rows import Field, Row
+from warmstart.tokenization import Tokenizer
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Judged predictions: `per_example` arrays of shape (rows,) (always `loss`), and metrics with their intervals."""
+
+    per_example: Mapping[str, Array]
+    metrics: Mapping[str, Metric] = field(default_factory=dict)
+
+
+@runtime_checkable
+class Prediction(Protocol):
+    """A frozen dataclass of plain values. Every task's prediction has these beside its own fields."""
+
+    tokens: int  # tokens the model saw, special tokens included, over all windows
+    truncated: bool  # part of the text was not seen
+    flags: tuple[str, ...]  # what was odd about the text: "empty-text", "surrogates-replaced", …
+
+
+class Task(Protocol):
+    """The task contract. `docs/architecture.md` says how a new task is added."""
+
+    name: ClassVar[str]
+    auto_class: ClassVar[str]  # the transformers Auto class that loads its model
+    fields: ClassVar[tuple[Field, ...]]  # the row fields it reads
+    prediction: ClassVar[type[Any]]  # what decode returns
+    trainable: ClassVar[bool]
+    couples_rows: ClassVar[bool]  # does one row's loss depend on the other rows of its batch
+    option_names: ClassVar[tuple[str, ...]]  # its fields that are a person's choice, kept with a saved run
+
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+
+    @property
+    def pads(self) -> Mapping[str, Pad]:
+        """How each named array of a feature is padded."""
+        ...
+
+    @classmethod
+    def from_checkpoint(
+        cls, tokenizer: Tokenizer, config: Mapping[str, Any], folder: Path, options: Mapping[str, Any]
+    ) -> Task:
+        """The task as a checkpoint defines it; `options` are the person's choices."""
+        ...
+
+    def learn(self, rows: Sequence[Row]) -> Task:
+        """The task as these training rows define it: their labels, their kind of target."""
+        ...
+
+    def with_labels(self, labels: tuple[str, ...]) -> Task:
+        """The task with these labels instead, for a fresh head."""
+        ...
+
+    def head(self) -> dict[str, Any]:
+        """What a fresh head needs in the model's config."""
+        ...
+
+    def encode(self, rows: Sequence[Row], *, train: bool = False) -> Iterator[Feature]: ...
+
+    def vary(self, feature: Feature, rng: np.random.Generator) -> Feature: ...
+
+    def forward(self, model: Any, batch: Batch) -> dict[str, Any]: ...
+
+    def infer(self, model: Any, batch: Batch) -> dict[str, Any]: ...
+
+    def loss(self, outputs: Mapping[str, Any], batch: Batch) -> tuple[Any, Any]: ...
+
+    def decode(self, row: Row, features: Sequence[Feature], outputs: Sequence[Mapping[str, Array]]) -> Prediction: ...
+
+    def score(self, predictions: Sequence[Any], rows: Sequence[Row]) -> Scores: ...
+
+
+def as_dict(prediction: Any) -> dict[str, Any]:
+    """A prediction as plain JSON-able values, its fields in their order."""
+    return {item.name: _plain(getattr(prediction, item.name)) for item in dataclasses.fields(prediction)}
+
+
+def from_dict(kind: type[Any], values: Mapping[str, Any]) -> Any:
+    """The inverse of `as_dict`: a prediction from its JSON values. Lists become tuples."""
+    names = {item.name for item in dataclasses.fields(kind)}
+    return kind(**{name: _frozen(value) for name, value in values.items() if name in names})
+
+
+def text_of(row: Row, name: str, *, optional: bool = False) -> str | None:
+    """The text a row holds in field `name`.
+
+    Raises DataError "field-missing" or "field-not-text" that names the row's place and the field.
+    """
+    value = row.get(name)
+    where = dataclasses.replace(row.where, field=name)
+    if value is None:
+        if optional:
+            return None
+        raise DataError(
+            "field-missing",
+            f"the row has no {name!r}",
+            where=where,
+            value=sorted(row),
+            fix=f"give every row a text in {name!r}, or pin the column that holds it",
+        )
+    if not isinstance(value, str):
+        raise DataError(
+            "field-not-text",
+            f"{name!r} must be a text, and is of type {type(value).__name__}",
+            where=where,
+            value=value,
+            fix="convert the value to a string before predicting or training",
+        )
+    return value
+
+
+def options_of(task: type[Any], options: Mapping[str, Any], known: Mapping[str, tuple[Any, ...]]) -> dict[str, Any]:
+    """Check a person's task options: `known` maps each name to its allowed values, or to (type,) for any of a type.
+
+    Raises UsageError "option-unknown" or "option-value".
+    """
+    for name, value in options.items():
+        if name not in known:
+            raise UsageError(
+                "option-unknown",
+                f"{task.name} has no option {name!r}",
+                value=name,
+                fix=did_you_mean(name, known),
+            )
+        allowed = known[name]
+        fits = isinstance(value, allowed[0]) if isinstance(allowed[0], type) else value in allowed
+        if not fits or (allowed == (int,) and (isinstance(value, bool) or value <= 0)):
+            wanted = "a positive whole number" if allowed == (int,) else " or ".join(map(repr, allowed))
+            raise UsageError("option-value", f"{name} must be {wanted}", value=value, fix=f"set {name} to {wanted}")
+    return dict(options)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, np.generic):
+        return value.item()
+    return value
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(_frozen(item) for item in value) if isinstance(value, list) else value

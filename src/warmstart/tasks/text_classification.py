@@ -1,0 +1,284 @@
+"""Text classification: one label, several labels or a number, for a text or a pair of texts."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from warmstart import metrics
+from warmstart.errors import UsageError
+from warmstart.features import Array, Batch, Feature, Pad
+from warmstart.rows import Field, Labels, Row, infer_problem, multi_hot, number
+from warmstart.tasks.contract import Scores, options_of, text_of
+from warmstart.tokenization import Text, Tokenizer
+
+Problem = Literal["single", "multi", "regression"]
+
+# What transformers calls the three problems in a config.
+PROBLEM_TYPES: Mapping[str, Problem] = {
+    "single_label_classification": "single",
+    "multi_label_classification": "multi",
+    "regression": "regression",
+}
+
+
+# Column names that data sets use for a text, and for the two texts of a pair.
+TEXT_COLUMNS = ("text", "sentence", "content", "review", "tweet")
+FIRST_COLUMNS = ("sentence1", "premise", "text_a", "question", "question1")
+SECOND_COLUMNS = ("sentence2", "hypothesis", "text_b", "context", "question2")
+
+
+@dataclass(frozen=True)
+class TextClass:
+    """What a text was classified as.
+
+    `label`: the best label; of several labels, the tuple of those at or above the threshold; of a number, its name.
+    `score`: the probability of the best label; of a number, its value. `scores`: every label's, in the model's order.
+    """
+
+    label: str | tuple[str, ...]
+    score: float
+    scores: Mapping[str, float]
+    tokens: int
+    truncated: bool
+    flags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class TextClassification:
+    """`labels` are in the model's order. A text over the limit is cut (`long_text="truncate"`), or covered by windows
+    that share `stride` tokens and whose logits are averaged, each weighted by its tokens (`"windows"`)."""
+
+    tokenizer: Tokenizer
+    labels: tuple[str, ...] = ()
+    problem: Problem = "single"
+    long_text: Literal["truncate", "windows"] = "truncate"
+    stride: int = 64
+    threshold: float = 0.5
+
+    name: ClassVar[str] = "text-classification"
+    auto_class: ClassVar[str] = "AutoModelForSequenceClassification"
+    trainable: ClassVar[bool] = True
+    couples_rows: ClassVar[bool] = False
+    prediction: ClassVar[type[TextClass]] = TextClass
+    fields: ClassVar[tuple[Field, ...]] = (
+        Field("text", (*TEXT_COLUMNS, *FIRST_COLUMNS), doc="the text, or the first of a pair", text=True),
+        Field(
+            "text_pair",
+            SECOND_COLUMNS,
+            required=False,
+            partner="text",
+            partner_aliases=FIRST_COLUMNS,
+            doc="the second text of a pair",
+            text=True,
+        ),
+        Field(
+            "label",
+            ("label", "labels", "target", "category", "class", "score"),
+            required=False,
+            target=True,
+            doc="a label, a list of labels, or a number",
+        ),
+    )
+    option_names: ClassVar[tuple[str, ...]] = ("long_text", "stride", "threshold")
+
+    @property
+    def pads(self) -> Mapping[str, Pad]:
+        return {
+            "input_ids": Pad(self.tokenizer.pad_id),
+            "attention_mask": Pad(0),
+            "token_type_ids": Pad(0),
+            "labels": Pad(per_token=False),
+        }
+
+    @classmethod
+    def from_checkpoint(
+        cls, tokenizer: Tokenizer, config: Mapping[str, Any], folder: Path, options: Mapping[str, Any]
+    ) -> TextClassification:
+        chosen = options_of(
+            cls, options, {"long_text": ("truncate", "windows"), "stride": (int,), "threshold": (float,)}
+        )
+        named: Mapping[Any, str] = config.get("id2label") or {}
+        labels = tuple(named[key] for key in sorted(named, key=int))
+        problem: Problem = PROBLEM_TYPES.get(config.get("problem_type") or "", "single")
+        if len(labels) == 1:
+            problem = "regression"
+        return cls(tokenizer, labels=labels, problem=problem, **chosen)
+
+    def learn(self, rows: Sequence[Row]) -> TextClassification:
+        """The task with the labels and the problem of these rows; itself, if its labels already cover theirs."""
+        values, wheres = [row["label"] for row in rows], [row.where for row in rows]
+        problem = infer_problem(values)
+        if problem == "regression":
+            if self.problem == "regression" and self.labels:
+                return self
+            return dataclasses.replace(self, labels=("score",), problem="regression")
+        flat = [name for value in values for name in value] if problem == "multi" else values
+        spread = [w for v, w in zip(values, wheres, strict=True) for _ in v] if problem == "multi" else wheres
+        learned = Labels.learn(flat, spread)
+        if problem == self.problem and set(learned.names) <= set(self.labels):
+            return self
+        return dataclasses.replace(self, labels=learned.names, problem=problem)
+
+    def with_labels(self, labels: tuple[str, ...]) -> TextClassification:
+        """The task with these labels, in this order, for a fresh head; one label is a number's name."""
+        return dataclasses.replace(self, labels=labels, problem="regression" if len(labels) == 1 else self.problem)
+
+    def head(self) -> dict[str, Any]:
+        problem_type = {ours: theirs for theirs, ours in PROBLEM_TYPES.items()}[self.problem]
+        return {
+            "num_labels": len(self.labels),
+            "id2label": dict(enumerate(self.labels)),
+            "label2id": {label: i for i, label in enumerate(self.labels)},
+            "problem_type": problem_type,
+        }
+
+    def encode(self, rows: Sequence[Row], *, train: bool = False) -> Iterator[Feature]:
+        texts: list[Text] = [_text(row) for row in rows]
+        encoded = self.tokenizer.encode(texts, stride=self.stride if self.long_text == "windows" else None)
+        for index, (row, code) in enumerate(zip(rows, encoded, strict=True)):
+            targets = {"labels": self._target(row)} if train else {}
+            meta = {"truncated": code.truncated, "flags": code.flags, "pieces": len(code.pieces)}
+            for part, piece in enumerate(code.pieces):
+                inputs = self.tokenizer.inputs(piece)
+                yield Feature(index, part, inputs, targets, meta, length=len(inputs["input_ids"]))
+
+    def vary(self, feature: Feature, rng: np.random.Generator) -> Feature:
+        return feature
+
+    def forward(self, model: Any, batch: Batch) -> dict[str, Any]:
+        return {"logits": model(**batch.inputs).logits}  # (B, labels)
+
+    infer = forward
+
+    def loss(self, outputs: Mapping[str, Any], batch: Batch) -> tuple[Any, Any]:
+        """Cross entropy, binary cross entropy averaged over labels, or squared error; each row weighs 1 in all."""
+        import torch.nn.functional as F
+
+        logits, labels = outputs["logits"], batch.targets["labels"]
+        if self.problem == "single":
+            losses = F.cross_entropy(logits, labels, reduction="none")
+        elif self.problem == "multi":
+            losses = F.binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(dim=-1)
+        else:
+            losses = F.mse_loss(logits.squeeze(-1), labels, reduction="none")
+        return losses, losses.new_tensor([1 / feature.meta["pieces"] for feature in batch.features])
+
+    def decode(self, row: Row, features: Sequence[Feature], outputs: Sequence[Mapping[str, Array]]) -> TextClass:
+        lengths = np.array([feature.length for feature in features], dtype=np.float64)
+        stacked = np.stack([output["logits"] for output in outputs]).astype(np.float64)  # (parts, labels)
+        logits = lengths @ stacked / lengths.sum()
+        label: str | tuple[str, ...]
+        if self.problem == "single":
+            scores = _softmax(logits)
+            label = self.labels[int(scores.argmax())]
+        elif self.problem == "multi":
+            scores = 1 / (1 + np.exp(-logits))
+            label = tuple(name for name, score in zip(self.labels, scores, strict=True) if score >= self.threshold)
+        else:
+            scores, label = logits, self.labels[0]
+        values = scores.tolist()
+        first = features[0].meta
+        return TextClass(
+            label=label,
+            score=max(values),
+            scores=dict(zip(self.labels, values, strict=True)),
+            tokens=int(lengths.sum()),
+            truncated=first["truncated"],
+            flags=first["flags"],
+        )
+
+    def score(self, predictions: Sequence[TextClass], rows: Sequence[Row]) -> Scores:
+        """Accuracy, macro F1, MCC and AUROC; of several labels exact match and F1; of a number r, rho and MAE."""
+        scores = np.array([list(prediction.scores.values()) for prediction in predictions])  # (N, labels)
+        truth = np.array([self._target(row) for row in rows])
+        if self.problem == "regression":
+            return _score_numbers(truth.astype(np.float64), scores[:, 0])
+        if self.problem == "multi":
+            return _score_sets(truth.astype(np.int64), scores, self.threshold)
+        return _score_labels(truth, scores)
+
+    def _target(self, row: Row) -> Array:
+        where = dataclasses.replace(row.where, field="label")
+        value = row.get("label")
+        if not self.labels:
+            raise UsageError(
+                "labels-unknown",
+                "the task has no labels yet",
+                fix="train with ws.train, which learns them from the rows, or give labels to ws.load",
+            )
+        if self.problem == "regression":
+            return np.array(number(value, where=where), dtype=np.float32)
+        if self.problem == "multi":
+            return multi_hot(Labels(self.labels), value, where=where).astype(np.float32)
+        return np.array(Labels(self.labels).index(value, where=where), dtype=np.int64)
+
+
+def _text(row: Row) -> Text:
+    text, pair = text_of(row, "text"), text_of(row, "text_pair", optional=True)
+    assert text is not None
+    return text if pair is None else (text, pair)
+
+
+def _softmax(logits: Array) -> Array:
+    powers = np.exp(logits - logits.max())
+    return powers / powers.sum()
+
+
+def _score_labels(truth: Array, scores: Array) -> Scores:
+    predicted = scores.argmax(axis=1)
+    picked = scores[np.arange(len(truth)), truth]
+    return Scores(
+        per_example={"loss": -np.log(np.maximum(picked, 1e-300)), "correct": predicted == truth},
+        metrics=_known(
+            {
+                "accuracy": metrics.accuracy(truth, predicted),
+                "macro_f1": metrics.macro_f1(truth, predicted),
+                "mcc": metrics.matthews(truth, predicted),
+                "auroc": metrics.auroc(truth, scores),
+            }
+        ),
+    )
+
+
+def _score_sets(truth: Array, scores: Array, threshold: float) -> Scores:
+    predicted = (scores >= threshold).astype(np.int64)
+    likelihood = np.where(truth == 1, scores, 1 - scores)
+    return Scores(
+        per_example={
+            "loss": -np.log(np.maximum(likelihood, 1e-300)).mean(axis=1),
+            "correct": (predicted == truth).all(axis=1),
+        },
+        metrics=_known(
+            {
+                "accuracy": metrics.exact_match(truth, predicted),
+                "micro_f1": metrics.micro_f1(truth, predicted),
+                "macro_f1": metrics.multilabel_macro_f1(truth, predicted),
+                "auroc": metrics.auroc(truth, scores),
+            }
+        ),
+    )
+
+
+def _score_numbers(truth: Array, predicted: Array) -> Scores:
+    error = predicted - truth
+    return Scores(
+        per_example={"loss": error**2, "error": error},
+        metrics=_known(
+            {
+                "pearson": metrics.pearson(truth, predicted),
+                "spearman": metrics.spearman(truth, predicted),
+                "mae": metrics.mae(truth, predicted),
+            }
+        ),
+    )
+
+
+def _known(found: Mapping[str, metrics.Metric | None]) -> dict[str, metrics.Metric]:
+    """Metrics that these rows define: an AUROC needs two classes, a correlation two different values."""
+    return {name: metric for name, metric in found.items() if metric is not None}

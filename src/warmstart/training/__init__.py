@@ -1,0 +1,1 @@
+"""Fine-tuning: the configuration, the visible loop, optimizers, and batches for a person's own loop."""

@@ -1,0 +1,90 @@
+"""How a run trains. One schema serves keyword arguments, `--set key=value` and the TOML file of a run."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from warmstart.errors import UsageError, Where, did_you_mean
+
+
+class TrainConfig(BaseModel):
+    """Every setting of a run. `None` means: chosen by the rule that stands beside the field, and said.
+
+    ws.TrainConfig(epochs=3, batch_size=32, seed=1)
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    epochs: float = Field(3, gt=0, description="passes over the training rows; may be a fraction")
+    max_steps: int | None = Field(None, gt=0, description="stop after this many optimizer steps")
+    batch_size: int = Field(32, gt=0, description="rows a micro-batch")
+    max_tokens: int | None = Field(None, gt=0, description="padded tokens a micro-batch; None: batch_size alone rules")
+    accumulate: int = Field(1, gt=0, description="micro-batches an optimizer step")
+    learning_rate: float | None = Field(None, gt=0, description="peak; None: 0.04 / hidden size (1e-4 for MiniLM)")
+    weight_decay: float = Field(0.01, ge=0, description="AdamW's; never on norms and biases")
+    warmup: float = Field(0.1, ge=0, lt=1, description="share of all steps over which the rate rises from 0")
+    schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="the rate after warm-up")
+    clip: float | None = Field(1.0, gt=0, description="largest gradient norm; None: gradients are not clipped")
+    seed: int = Field(0, ge=0, description="order, masks, dropout and a fresh head are functions of it")
+    patience: int | None = Field(None, gt=0, description="evaluations without a better loss before stopping early")
+    evaluate_every: int | None = Field(None, gt=0, description="optimizer steps; None: at the end of each epoch")
+    save_every: int | None = Field(None, gt=0, description="optimizer steps between kept checkpoints; None: none")
+    keep: int = Field(2, gt=0, description="how many of those checkpoints are kept, the newest")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast, weights stay float32")
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps")
+    workers: int = Field(0, ge=0, description="processes that collate batches ahead of the loop")
+
+
+def make_config(values: Mapping[str, Any], *, where: str | None = None) -> TrainConfig:
+    """A config from plain values, e.g. of a TOML file.
+
+    Raises UsageError "config-unknown-key" (with the nearest name) or "config-value" that names the key.
+    """
+    try:
+        return TrainConfig.model_validate(dict(values))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        if first["type"] == "extra_forbidden":
+            raise UsageError(
+                "config-unknown-key",
+                f"there is no training setting {key!r}",
+                where=Where(source=where, field=key),
+                fix=did_you_mean(key, TrainConfig.model_fields),
+            ) from None
+        raise UsageError(
+            "config-value",
+            f"the training setting {key!r} cannot have this value: {first['msg']}",
+            where=Where(source=where, field=key),
+            value=first["input"],
+            fix=f"{key}: {TrainConfig.model_fields[key].description}" if key in TrainConfig.model_fields else "see docs/verbs/train.md",
+        ) from None
+
+
+def read_config(path: Path | None, settings: Iterable[str] = ()) -> TrainConfig:
+    """The config of a TOML file, with `key=value` settings laid over it.
+
+    Raises UsageError "config-not-toml", "config-setting", and what `make_config` raises.
+    """
+    values: dict[str, Any] = {}
+    if path is not None:
+        try:
+            document = tomllib.loads(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise UsageError(
+                "config-not-toml", f"the configuration cannot be read: {error}", where=str(path), fix="give a TOML file"
+            ) from None
+        values |= document.get("train", document)
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals:
+            raise UsageError(
+                "config-setting", "a setting is written key=value", value=setting, fix="e.g. --set epochs=2"
+            )
+        values[key.strip()] = None if text.strip().lower() == "none" else text.strip()
+    return make_config(values, where=None if path is None else str(path))

@@ -1,0 +1,163 @@
+"""The training loop, to be read from top to bottom.
+
+For each optimizer step: some micro-batches forward and backward, each adding the gradient of its weighted sum of
+losses; then one division by the sum of all weights, one clip, one update. So `accumulate` changes memory and nothing
+else: `B×1` and `1×B` give the same gradient for any task, whatever its losses weigh.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from warmstart.engine.torch_runtime import to_tensors
+from warmstart.errors import TrainingError
+from warmstart.features import Batch
+from warmstart.randomness import derive
+from warmstart.tasks import Task
+from warmstart.training.batches import Batches
+from warmstart.training.config import TrainConfig
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimizer step, as `metrics.jsonl` keeps it. `loss` is the weighted mean; `seconds` are the step's own."""
+
+    step: int  # from 1
+    epoch: float  # passes over the rows after this step
+    loss: float
+    learning_rate: float
+    grad_norm: float
+    tokens: int
+    rows: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How many optimizer steps there are, and in which of them an epoch ends."""
+
+    per_epoch: tuple[int, ...]
+    total: int
+
+    @classmethod
+    def of(cls, batches: Batches[Batch], config: TrainConfig) -> Schedule:
+        plans = [len(batches.plan_of(epoch)) for epoch in range(math.ceil(config.epochs))]
+        per_epoch = tuple(math.ceil(count / config.accumulate) for count in plans)
+        part_of_last = config.epochs - (len(per_epoch) - 1)
+        total = sum(per_epoch[:-1]) + math.ceil(per_epoch[-1] * part_of_last)
+        return cls(per_epoch, min(total, config.max_steps or total))
+
+
+def fit(
+    model: torch.nn.Module,
+    task: Task,
+    batches: Batches[Batch],
+    config: TrainConfig,
+    optimizer: torch.optim.Optimizer,
+    scheduler: torch.optim.lr_scheduler.LRScheduler,
+    *,
+    device: str,
+    schedule: Schedule,
+    after_step: Callable[[Step], bool],
+) -> None:
+    """Train `model` in place. `after_step` sees every step, may evaluate and save, and ends the run by True.
+
+    Raises TrainingError "loss-not-finite" before the optimizer could spread a non-finite gradient.
+    """
+    done = 0
+    with _numerics(config.seed):
+        for epoch, steps in enumerate(schedule.per_epoch):
+            if done == schedule.total:
+                return
+            batches.set_epoch(epoch)
+            loader = iter(DataLoader(batches, batch_size=None, num_workers=config.workers, collate_fn=_itself))
+            for position in range(min(steps, schedule.total - done)):
+                started = time.monotonic()
+                model.train()
+                # Dropout is a function of (seed, step): a resumed run needs no generator state.
+                torch.manual_seed(derive(config.seed, "dropout", done))
+                micro_batches = list(islice(loader, config.accumulate))
+                loss, weight = 0.0, 0.0
+                for batch in micro_batches:
+                    loss_sum, weight_sum = _backward(model, task, to_tensors(batch, device), config.precision)
+                    loss, weight = loss + loss_sum, weight + weight_sum
+                if not math.isfinite(loss):
+                    raise _not_finite("loss", done + 1, loss)
+                norm = _finish_gradients(model, weight, config.clip)
+                if not math.isfinite(norm):
+                    raise _not_finite("gradient norm", done + 1, norm)
+                rate = scheduler.get_last_lr()[0]
+                optimizer.step()
+                scheduler.step()
+                optimizer.zero_grad(set_to_none=True)
+                done += 1
+                step = Step(
+                    step=done,
+                    epoch=epoch + (position + 1) / steps,
+                    loss=loss / weight,
+                    learning_rate=rate,
+                    grad_norm=norm,
+                    tokens=sum(batch.tokens for batch in micro_batches),
+                    rows=sum(len({feature.row for feature in batch.features}) for batch in micro_batches),
+                    seconds=time.monotonic() - started,
+                )
+                if after_step(step):
+                    return
+
+
+def _backward(model: torch.nn.Module, task: Task, batch: Batch, precision: str) -> tuple[float, float]:
+    """Add this micro-batch's gradient of the weighted sum of losses; returns that sum and the sum of weights."""
+    device = next(iter(batch.inputs.values())).device.type
+    with torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bf16"):
+        outputs = task.forward(model, batch)
+        losses, weights = task.loss(outputs, batch)
+    total = (losses.float() * weights).sum()
+    total.backward()
+    return total.item(), weights.sum().item()
+
+
+def _finish_gradients(model: torch.nn.Module, weight: float, clip: float | None) -> float:
+    """Turn summed gradients into mean ones and clip them, in one pass; returns the mean gradient's norm before it."""
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients).item() / weight
+    factor = 1.0 if clip is None or norm <= clip else clip / norm
+    torch._foreach_mul_(gradients, factor / weight)
+    return norm
+
+
+@contextmanager
+def _numerics(seed: int) -> Iterator[None]:
+    """The numeric setting of a run; what the process had before is restored after it.
+
+    AdamW's moments of rows that no batch touches decay into denormals, which a CPU computes some 40 times slower;
+    flushing them to zero changes only values below 1.2e-38.
+    """
+    with torch.random.fork_rng():
+        torch.set_flush_denormal(True)
+        try:
+            yield
+        finally:
+            torch.set_flush_denormal(False)
+
+
+def _not_finite(what: str, step: int, value: float) -> TrainingError:
+    return TrainingError(
+        "loss-not-finite",
+        f"the {what} became {value} in step {step}; the weights before that step are intact",
+        where=f"step {step}",
+        value=value,
+        fix="lower learning_rate, set clip, or look for extreme values in the rows",
+    )
+
+
+def _itself(batch: Any) -> Any:
+    return batch

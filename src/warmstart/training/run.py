@@ -1,0 +1,87 @@
+"""The directory of a run: everything one training used, measured and made.
+
+    config.toml           the resolved configuration
+    provenance.json       checkpoint, data and environment, by fingerprint
+    metrics.jsonl         one line an optimizer step, one an evaluation
+    predictions.parquet   each validation example with its prediction, loss and correctness
+    report.html           all of it on one page
+    checkpoints/          kept during the run: `best`, and `step-…` where asked for
+    model/                the result: a standard Hugging Face folder
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from warmstart.errors import UsageError
+from warmstart.training.config import TrainConfig
+from warmstart.training.loop import Step
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """The paths inside a run directory, and the records that are written as it goes."""
+
+    path: Path
+
+    @classmethod
+    def create(cls, path: Path) -> RunDirectory:
+        """A new, empty run directory. Raises UsageError "run-exists" where something is there already."""
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise UsageError(
+                "run-exists",
+                "the output of a run must be a new or an empty directory",
+                where=str(path),
+                fix="choose another -o, or remove the directory",
+            )
+        (path / "checkpoints").mkdir(parents=True, exist_ok=True)
+        return cls(path)
+
+    @property
+    def model(self) -> Path:
+        return self.path / "model"
+
+    @property
+    def best(self) -> Path:
+        return self.path / "checkpoints" / "best"
+
+    @property
+    def predictions(self) -> Path:
+        return self.path / "predictions.parquet"
+
+    def step_checkpoint(self, step: int) -> Path:
+        return self.path / "checkpoints" / f"step-{step:06d}"
+
+    def step_checkpoints(self) -> list[Path]:
+        """The kept checkpoints, oldest first."""
+        return sorted((self.path / "checkpoints").glob("step-*[0-9]"))
+
+    def write_config(self, config: TrainConfig, *, model: str, task: str, options: Mapping[str, Any]) -> None:
+        document = {
+            "model": model,
+            "task": task,
+            "options": dict(options),
+            # TOML has no null: a setting that stayed None is left out, which means the same when read back.
+            "train": config.model_dump(exclude_none=True),
+        }
+        (self.path / "config.toml").write_text(tomli_w.dumps(document), encoding="utf-8")
+
+    def write_provenance(self, values: Mapping[str, Any]) -> None:
+        (self.path / "provenance.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+    def log_step(self, step: Step) -> None:
+        self._log(dataclasses.asdict(step))
+
+    def log_validation(self, step: Step, values: Mapping[str, Any]) -> None:
+        self._log({"step": step.step, "epoch": step.epoch, "validation": values})
+
+    def _log(self, line: Mapping[str, Any]) -> None:
+        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
