@@ -1,0 +1,99 @@
+"""Committing a folder: it appears whole, with its manifest, or not at all.
+
+The protocol: a sibling folder is filled, every file gets the ordinary permissions and is flushed to the disk, the
+manifest is written last, the folder is flushed, renamed into place, and the parent folder is flushed. A kill at any
+point leaves either no folder of that name or the complete one (ALICE, Pillai et al., OSDI 2014, on why each step).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+from warmstart.checkpoints.manifest import write_manifest
+from warmstart.errors import CheckpointError, UsageError
+
+
+def commit_folder(target: Path, write: Callable[[Path], None], *, replace: bool = False) -> Path:
+    """Let `write` fill a temporary sibling folder, then make it `target` in one step. Returns `target`.
+
+    With `replace`, an existing folder is first renamed aside and deleted last: between two renames there is an instant
+    in which a kill leaves the old folder under `<name>.old-<id>`, never a mixed one.
+
+    Raises UsageError `target-exists`, CheckpointError `save-failed` (disk full, no permission …); in both cases nothing
+    of the new folder stays behind. What `write` raises passes through.
+
+    >>> commit_folder(Path("out"), lambda folder: (folder / "a.txt").write_text("a"))  # doctest: +SKIP
+    """
+    target = target.absolute()
+    if not replace and target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        raise UsageError(
+            "target-exists",
+            "there is already something at the place to save to",
+            where=str(target),
+            fix="choose another folder, or remove this one",
+        )
+    temporary = target.with_name(f".{target.name[:200]}.tmp-{uuid.uuid4().hex[:12]}")
+    try:
+        temporary.mkdir(parents=True)
+        write(temporary)
+        _flush_tree(temporary)
+        _rename(temporary, target, replace=replace)
+    except OSError as error:
+        raise CheckpointError(
+            "save-failed",
+            f"saving failed: {error.strerror or error}",
+            where=str(target),
+            value=error.filename,
+            fix="free space or give write permission, then save again; nothing that was there before has changed",
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return target
+
+
+def _flush_tree(folder: Path) -> None:
+    umask = os.umask(0)
+    os.umask(umask)
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            path.chmod(0o666 & ~umask)  # safetensors writes 0600
+            _flush(path)
+    manifest = write_manifest(folder)
+    manifest.chmod(0o666 & ~umask)
+    _flush(manifest)
+    for path in sorted(folder.rglob("*"), reverse=True):
+        if path.is_dir():
+            _flush(path)
+    _flush(folder)
+
+
+def _flush(path: Path) -> None:
+    if path.is_dir() and os.name != "posix":  # Windows cannot open a folder
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _rename(temporary: Path, target: Path, *, replace: bool) -> None:
+    aside = target.with_name(f"{target.name}.old-{uuid.uuid4().hex[:12]}")
+    if replace and target.exists():
+        target.rename(aside)
+        try:
+            temporary.rename(target)
+        except OSError:
+            aside.rename(target)
+            raise
+    else:
+        temporary.rename(target)
+    _flush(target.parent)
+    if aside.is_dir() and not aside.is_symlink():
+        shutil.rmtree(aside, ignore_errors=True)
+    else:
+        aside.unlink(missing_ok=True)
