@@ -21,10 +21,23 @@ class Row(dict[str, Any]):
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """One field that a task reads. `aliases` are column names recognised without a flag, in order of preference."""
+    """One field that a task reads. `aliases` are column names recognised without a flag, in order of preference.
+
+    `partner` and `partner_aliases` tie the aliases of a second text to those of the first: the i-th alias counts only
+    where the field named `partner` is read from the column `partner_aliases[i]`. The field's own name always counts.
+
+        Field("text_pair", ("sentence2", "context"), required=False, partner="text",
+              partner_aliases=("sentence1", "question"))
+    """
 
     name: str
     aliases: tuple[str, ...] = ()
     required: bool = True  # needed to predict
     target: bool = False  # needed to train and to evaluate; never read when predicting
     doc: str = ""
+    partner: str = ""
+    partner_aliases: tuple[str, ...] = ()
+    text: bool = False  # the value must be a string; anything else is an error of its row
+
+    def __post_init__(self) -> None:
+        assert not self.partner or len(self.partner_aliases) == len(self.aliases), "one partner alias for each alias"

@@ -1,0 +1,258 @@
+"""`open_writer`: predictions out, beside the fields they were made from; a file appears whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import fnmatch
+import gzip
+import os
+import secrets
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Literal
+
+from warmstart.errors import UsageError, WarmstartError
+from warmstart.rows.paths import format_of
+from warmstart.rows.sinks import CsvSink, JsonlSink, ParquetSink, Sink
+
+Format = Literal["auto", "jsonl", "csv", "tsv", "parquet"]
+
+
+class RowWriter:
+    """Takes rows one by one. Use as a context manager: leaving it puts the file in its place, an exception removes it.
+
+    `rows` counts what was written. Made by `open_writer`.
+    """
+
+    def __init__(
+        self, sink: Sink, streams: list[IO[bytes]], *, part: Path | None, path: Path | None, columns: Mapping[str, str]
+    ) -> None:
+        self.rows = 0
+        self._sink = sink
+        self._streams = streams  # innermost first: what the sink writes to, then what that writes to
+        self._part = part
+        self._path = path
+        self._columns = columns
+        self._open = True
+
+    def write(self, prediction: Mapping[str, Any], row: Mapping[str, Any] | None = None) -> None:
+        """Write one prediction, with the fields of its row before it if `row` is given.
+
+        The row's fields go back to their original column names where the writer was given them. A prediction wins over
+        a field of the same name, which is kept as `input_<name>`.
+
+        Raises `DataError` "value-not-json", "write-new-column" (CSV, Parquet), "parquet-mixed-types", and
+        `WarmstartError` "output-failed" where the disk does not take it.
+        """
+        with self._reported():
+            self._sink.write(beside(prediction, row, self._columns) if row is not None else prediction)
+            if self._path is None:
+                self._streams[0].flush()  # who reads a pipe sees each row at once
+        self.rows += 1
+
+    def close(self) -> None:
+        """Write what is held back, and put the file in its place: sync, rename, sync the folder."""
+        if not self._open:
+            return
+        try:
+            with self._reported():
+                self._sink.finish()
+                self._commit()
+        finally:
+            self.discard()
+
+    def discard(self) -> None:
+        """Remove what was written to a file; what went to standard output cannot be taken back."""
+        if not self._open:
+            return
+        self._open = False
+        if self._path is None:
+            return
+        for stream in self._streams:
+            with contextlib.suppress(OSError, ValueError):
+                stream.close()
+        if self._part is not None:
+            self._part.unlink(missing_ok=True)
+
+    def __enter__(self) -> RowWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.discard()
+
+    def _commit(self) -> None:
+        for stream in self._streams[:-1]:
+            stream.close()  # a gzip trailer
+        self._streams[-1].flush()
+        if self._part is None or self._path is None:
+            return
+        os.fsync(self._streams[-1].fileno())
+        self._streams[-1].close()
+        self._part.replace(self._path)
+        folder = os.open(self._path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+    @contextlib.contextmanager
+    def _reported(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError:
+            raise  # the reader of a pipe left: the command line ends quietly
+        except OSError as error:
+            raise _failed(self._path, error) from None
+
+
+def open_writer(
+    path: str | Path,
+    *,
+    format: Format = "auto",
+    inputs: Iterable[str | Path] = (),
+    columns: Mapping[str, str] | None = None,
+    escape_formulas: bool = True,
+) -> RowWriter:
+    """A writer to a file, by its suffix `.jsonl .ndjson .csv .tsv .parquet` (but Parquet also `.gz`), or to "-",
+    standard output, as JSONL unless `format` says otherwise.
+
+    A file is written beside its place and renamed into it when all is on disk, so that the old one stays until then;
+    a device or a pipe is written to directly. `inputs` are the paths or patterns that the rows come from: see
+    `check_output`. `columns` is `RowStream.columns`, to give fields their original names back.
+
+    Raises `UsageError` "format-unknown", "output-is-input", "output-in-input", "output-folder-missing",
+    "output-is-folder"; `WarmstartError` "output-failed".
+
+        >>> import tempfile
+        >>> folder = tempfile.mkdtemp()
+        >>> with open_writer(f"{folder}/out.jsonl") as writer:
+        ...     writer.write({"label": "positive"}, {"text": "good", "label": "pos"})
+        >>> print(open(f"{folder}/out.jsonl").read())
+        {"text": "good", "input_label": "pos", "label": "positive"}
+        <BLANKLINE>
+    """
+    back = dict(columns or {})
+    if str(path) == "-":
+        stream: IO[bytes] = sys.stdout.buffer
+        kind: str = "jsonl" if format == "auto" else format
+        if kind == "parquet":
+            raise UsageError(
+                "format-not-streamable", "Parquet cannot be written to a pipe", fix="give a file to write to"
+            )
+        sys.stdout.flush()
+        return RowWriter(_sink(kind, stream, escape_formulas), [stream], part=None, path=None, columns=back)
+    path = Path(path)
+    kind = format_of(path) if format == "auto" else format
+    zipped = path.suffix.lower() == ".gz"
+    if kind not in ("jsonl", "csv", "tsv", "parquet") or (zipped and kind == "parquet"):
+        raise UsageError(
+            "format-unknown",
+            "rows cannot be written in the format of this name",
+            where=str(path),
+            value=path.suffix or path.name,
+            fix="end the name in .jsonl, .csv, .tsv (each also with .gz) or .parquet",
+        )
+    check_output(path, inputs)
+    path = path.resolve()  # through a symlink, as writing to it would
+    if path.is_dir():
+        raise UsageError(
+            "output-is-folder", "this is a folder", where=str(path), fix=f"name a file in it: {path}/out.jsonl"
+        )
+    if not path.parent.is_dir():
+        raise UsageError(
+            "output-folder-missing",
+            "the folder to write to does not exist",
+            where=str(path.parent),
+            fix=f"create it: mkdir -p {path.parent}",
+        )
+    part = (
+        None
+        if path.exists() and not path.is_file()
+        else path.with_name(f".{path.name[:200]}.{secrets.token_hex(6)}.part")
+    )
+    try:
+        # "x" takes the permissions of a new file from the umask, and never follows a link laid in its way.
+        raw: IO[bytes] = path.open("wb") if part is None else part.open("xb")
+    except OSError as error:
+        raise _failed(path, error) from None
+    streams: list[Any] = [gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0), raw] if zipped else [raw]
+    return RowWriter(_sink(kind, streams[0], escape_formulas), streams, part=part, path=path, columns=back)
+
+
+def check_output(path: str | Path, inputs: Iterable[str | Path]) -> None:
+    """Refuse to write over what is being read. `inputs` are files, folders or glob patterns; "-" is passed over.
+
+    Raises `UsageError` "output-is-input" for the same file, by whatever name or link, and "output-in-input" for a file
+    that an input folder or pattern would take in.
+    """
+    target = Path(path).resolve()
+    for given in inputs:
+        if str(given) == "-":
+            continue
+        entry = Path(given).absolute()
+        if entry.resolve() == target or _same_file(entry, target):
+            raise UsageError(
+                "output-is-input",
+                "the output is the input: it would be gone before it was read",
+                where=str(path),
+                value=str(given),
+                fix="write to another file",
+            )
+        inside = entry.is_dir() and entry.resolve() == target.parent
+        if inside or (not entry.exists() and fnmatch.fnmatchcase(str(target), _resolved_pattern(entry))):
+            raise UsageError(
+                "output-in-input",
+                "the output lies where the input is read from: it would be read as rows",
+                where=str(path),
+                value=str(given),
+                fix="write to another folder",
+            )
+
+
+def beside(prediction: Mapping[str, Any], row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
+    """A prediction after its row's fields; fields whose name it takes, or another of them has, as `input_<name>`."""
+    merged: dict[str, Any] = {}
+    for name, value in row.items():
+        key = columns.get(name, name)
+        while key in prediction or key in merged:
+            key = f"input_{key}"
+        merged[key] = value
+    return {**merged, **prediction}
+
+
+def _sink(kind: str, stream: IO[bytes], escape_formulas: bool) -> Sink:
+    if kind == "jsonl":
+        return JsonlSink(stream)
+    if kind == "parquet":
+        return ParquetSink(stream)
+    return CsvSink(stream, "\t" if kind == "tsv" else ",", escape_formulas=escape_formulas)
+
+
+def _same_file(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except OSError:
+        return False
+
+
+def _resolved_pattern(entry: Path) -> str:
+    """The pattern with the symlinks of its plain leading folders resolved, as the output's are."""
+    plain = [part for part in entry.parents if not any(mark in str(part) for mark in "*?[")]
+    return str(plain[0].resolve() / entry.relative_to(plain[0])) if plain else str(entry)
+
+
+def _failed(path: Path | None, error: OSError) -> WarmstartError:
+    return WarmstartError(
+        "output-failed",
+        "the output could not be written",
+        where=str(path or "stdout"),
+        value=error.strerror or str(error),
+        fix="check free space and permissions",
+    )
