@@ -42,7 +42,7 @@ def load_config(verified: Verified, *, fresh_head: Mapping[str, object] | None =
             f"transformers {transformers.__version__} knows no model type {verified.model_type!r}",
             where=where,
             value=verified.model_type,
-            fix=f"{did_you_mean(verified.model_type, CONFIG_MAPPING)[:200]} If it is newer: pip install -U transformers",
+            fix=f"{did_you_mean(verified.model_type, CONFIG_MAPPING)[:200]} Else: pip install -U transformers",
         )
     config_class = CONFIG_MAPPING[verified.model_type]
     allowed = _allowed_keys(config_class)

@@ -1,4 +1,4 @@
-"""tokenizer.json, checked before the Rust library reads it: ids the model has no row for, and patterns made to stall."""
+"""tokenizer.json, checked before the Rust library reads it: ids the model has no row for, patterns made to stall."""
 
 from __future__ import annotations
 
