@@ -46,7 +46,7 @@ _HIDDEN = "[redacted]"
 # `token` alone means a credential, `pad_token` and `max_tokens` do not.
 _SECRET_NAME = (
     r"(?:[\w.-]*(?:secret|passw(?:or)?d|passphrase|(?:api|access|private)[_-]?key|credential|authorization)s?"
-    r"|[\w.-]*(?:hf|hub|face|access|auth|api|bearer|refresh|session|git(?:hub|lab)|client)[_-]?token|(?:x-)?token)"
+    r"|[\w.-]*(?:hf|hub|face|access|auth|api|bearer|refresh|session|git(?:hub|lab)|client)[._-]?token|(?:x-)?token)"
 )
 _SECRETS = re.compile(
     r"""
