@@ -10,13 +10,11 @@ from collections.abc import Iterator
 from warmstart.errors import DataError, Where
 from warmstart.rows.limits import Limits
 from warmstart.rows.lines import Line, read_lines
+from warmstart.rows.quoting import feed
 from warmstart.rows.row import Row
-from warmstart.rows.source import Raw
+from warmstart.rows.source import Note, Raw
+from warmstart.rows.tabbed import tab_records
 
-# Why not the csv module: its field size limit is one setting for the whole process, a stray quote swallows the rest of
-# the file, and it does not say on which line a record starts.
-
-_QUOTED = re.compile(r'[^"]*+(?:""[^"]*+)*+')
 _LONE_CR = re.compile(r"(?<=\r)(?!\n)")
 _MAX_RECOVERIES = 16  # a quote that never closes is searched for to the end of the file: not once per line
 
@@ -28,14 +26,19 @@ def read_delimited(
 
     A field that starts with a double quote ends at the next single one; "" within it is a quote. A record ends at \\n,
     \\r\\n or a lone \\r. A record with more or fewer fields than the header is an error of its row, as is a quote that
-    is never closed: it is reported at the line that opened it, and reading goes on at the line after.
+    is never closed: it is reported at the line that opened it, and reading goes on at the line after. With tabs quotes
+    may be text: see `tab_records`.
 
     Raises `DataError` "csv-header" for a header that names a column twice or has too many.
     """
     lines = _physical(read_lines(stream, name=name, encoding=encoding, limits=limits))
     header: list[str] | None = None
     row = 0
-    for item in _records(lines, delimiter, name, limits):
+    records = tab_records(lines, name, limits) if delimiter == "\t" else _records(lines, delimiter, name, limits)
+    for item in records:
+        if isinstance(item, Note):
+            yield item
+            continue
         if isinstance(item, DataError):
             if header is None:
                 raise item  # without a header no row can be named
@@ -48,18 +51,6 @@ def read_delimited(
         else:
             yield Row(dict(zip(header, item[1], strict=True)), Where(source=name, line=item[0].number, row=row))
         row += 1
-
-
-def guess_delimiter(header: str) -> str:
-    """The delimiter of a .csv file by its first line: a comma, or what stands there in its place."""
-    return "," if "," in header else max(",;\t|", key=header.count)
-
-
-def split_line(text: str, delimiter: str) -> list[str]:
-    """The fields of one line that holds a whole record, such as a header."""
-    fields: list[str] = []
-    _feed(text, delimiter, fields, None)
-    return fields
 
 
 def _records(
@@ -75,7 +66,7 @@ def _records(
             continue
         held, size, fields = [line], len(line.text), list[str]()
         opener = line
-        parts = _feed(line.text, delimiter, fields, None)
+        parts = feed(line.text, delimiter, fields, None)
         while isinstance(parts, list):
             following = again.popleft() if again else next(source, None)
             if isinstance(following, DataError):
@@ -90,41 +81,10 @@ def _records(
                 yield error
                 break
             held.append(following)
-            before, parts = parts, _feed(following.text, delimiter, fields, parts)
+            before, parts = parts, feed(following.text, delimiter, fields, parts)
             opener = opener if parts is before else following
         else:
             yield (line, fields) if parts is None else _stray(held, parts, name)
-
-
-def _feed(text: str, delimiter: str, fields: list[str], parts: list[str] | None) -> list[str] | int | None:
-    """Append the fields of one line. None: the record is whole; a list: the pieces of a field still open; an int: the
-    position of a character that may not follow a closing quote."""
-    end = len(text) - 1 if text.endswith("\n") else len(text)
-    if text.endswith("\r", 0, end):
-        end -= 1
-    at = 0
-    while True:
-        if parts is not None:
-            quoted = _QUOTED.match(text, at)
-            assert quoted is not None  # it matches the empty string
-            parts.append(quoted[0].replace('""', '"'))
-            if quoted.end() == len(text):
-                return parts
-            fields.append("".join(parts))
-            parts, at = None, quoted.end() + 1
-        elif text.startswith('"', at):
-            parts, at = [], at + 1
-            continue
-        else:
-            stop = text.find(delimiter, at)
-            stop = end if stop < 0 else stop
-            fields.append(text[at:stop])
-            at = stop
-        if at >= end:
-            return None
-        if not text.startswith(delimiter, at):
-            return at
-        at += 1
 
 
 def _physical(lines: Iterator[Line | DataError]) -> Iterator[Line | DataError]:

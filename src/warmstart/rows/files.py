@@ -14,11 +14,12 @@ from warmstart.errors import DataError, Where
 from warmstart.rows.binary import ARROW, GZIP, PARQUET, gunzip, prepend, refuse_foreign
 from warmstart.rows.columnar import arrow_class_names, parquet_class_names, read_arrow, read_parquet
 from warmstart.rows.columns import plain
-from warmstart.rows.delimited import guess_delimiter, read_delimited, split_line
+from warmstart.rows.delimited import read_delimited
 from warmstart.rows.json_rows import is_jsonl, read_document, read_jsonl
 from warmstart.rows.limits import Limits
 from warmstart.rows.lines import decoded, read_lines
 from warmstart.rows.paths import KNOWN_SUFFIXES, format_of, resolve
+from warmstart.rows.quoting import guess_delimiter, split_line
 from warmstart.rows.row import Row
 from warmstart.rows.source import Fingerprint, Raw, Source, check_unchanged, unreadable
 

@@ -12,6 +12,7 @@ from warmstart.rows.files import file_source, stdin_source
 from warmstart.rows.limits import DEFAULT_LIMITS, Limits
 from warmstart.rows.memory import object_source
 from warmstart.rows.row import Field, Row
+from warmstart.rows.source import Raw
 from warmstart.rows.stream import RowStream
 
 
@@ -91,8 +92,9 @@ def _is_pair(data: object) -> bool:
     return isinstance(data, tuple) and len(data) == 2 and all(isinstance(part, str) for part in data)
 
 
-def _items(rows: Iterable[Row | DataError]) -> Iterator[Row]:
+def _items(rows: Iterable[Raw]) -> Iterator[Row]:
     for row in rows:
         if isinstance(row, DataError):
             raise row
-        yield row
+        if isinstance(row, Row):
+            yield row

@@ -9,9 +9,17 @@ from pathlib import Path
 from warmstart.errors import DataError
 from warmstart.rows.row import Row
 
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """Something that a reader guessed on the way, as a sentence; it travels between the rows."""
+
+    text: str
+
+
 # A reader yields a bad row as its error, for the policy of the caller to raise or to count. An error that ends the
 # whole source (a truncated file, a changed one) is raised.
-Raw = Row | DataError
+Raw = Row | DataError | Note
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from warmstart.errors import DataError, did_you_mean
 from warmstart.rows.columns import match_columns
 from warmstart.rows.limits import Limits
 from warmstart.rows.row import Field, Row
-from warmstart.rows.source import Raw, Source
+from warmstart.rows.source import Note, Source
 
 _log = logging.getLogger("warmstart")
 _UNMATCHED = 100  # rows without the needed columns that are skipped before the columns themselves are at fault
@@ -82,6 +82,9 @@ class RowStream:
         self.errors, self.skipped = [], 0
         count = 0
         for raw in self._source.open():
+            if isinstance(raw, Note):
+                self._say(raw.text)
+                continue
             row = raw if isinstance(raw, DataError) else self._fit(raw)
             if isinstance(row, Row):
                 count += 1
@@ -104,7 +107,7 @@ class RowStream:
         if not self._known and self.skipped >= _UNMATCHED and error.code == "column-missing":
             raise error
 
-    def _fit(self, raw: Row) -> Raw:
+    def _fit(self, raw: Row) -> Row | DataError:
         """The row under the task's names, or its error."""
         if not raw.keys() <= self._known.keys():
             try:
@@ -183,5 +186,6 @@ class RowStream:
         )
 
     def _say(self, sentence: str) -> None:
-        self.guessed.append(sentence)
-        _log.info("%s", sentence)
+        if sentence not in self.guessed:  # a second pass finds the same again
+            self.guessed.append(sentence)
+            _log.info("%s", sentence)
