@@ -14,7 +14,7 @@ from transformers import CONFIG_MAPPING, PreTrainedConfig
 
 from warmstart.checkpoints.config import NAME as CONFIG_NAME
 from warmstart.checkpoints.quiet import quiet_transformers
-from warmstart.checkpoints.verify import Verified
+from warmstart.checkpoints.verified import Verified
 from warmstart.errors import CheckpointError, UsageError, Where, did_you_mean
 
 logger = logging.getLogger("warmstart")

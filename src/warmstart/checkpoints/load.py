@@ -6,8 +6,9 @@ runs, and no weight is random unless a fresh head was asked for.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,14 +18,16 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from warmstart.checkpoints.config import NAME as CONFIG_NAME
 from warmstart.checkpoints.config_object import last_line, load_config, say_dropped_keys
 from warmstart.checkpoints.files import find_file
+from warmstart.checkpoints.loaded_weights import check_weights, is_head
+from warmstart.checkpoints.manifest import check_manifest
 from warmstart.checkpoints.quiet import quiet_transformers
 from warmstart.checkpoints.tokenizer_object import load_tokenizer
-from warmstart.checkpoints.verify import Verified
+from warmstart.checkpoints.verified import Verified
+from warmstart.checkpoints.weights import read_weights
 from warmstart.errors import CheckpointError, UsageError, did_you_mean
+from warmstart.randomness import derive
 
-__all__ = ["AUTO_CLASSES", "load_config", "load_model", "load_tokenizer"]
-
-logger = logging.getLogger("warmstart")
+__all__ = ["AUTO_CLASSES", "load_config", "load_model", "load_tokenizer", "load_weights"]
 
 AUTO_CLASSES = (
     "AutoModel",
@@ -48,13 +51,14 @@ def load_model(
     auto_class: str,
     dtype: str = "float32",
     fresh_head: Mapping[str, object] | None = None,
+    seed: int | None = None,
 ) -> PreTrainedModel:
     """The very model that `auto_class` of transformers gives for this folder, on the CPU, in eval mode.
 
     `dtype` is explicit because transformers 5 otherwise keeps the file's: an fp16 file on a CPU would crawl.
-    `fresh_head` (num_labels, id2label, label2id, problem_type) asks for a new, randomly initialised head, drawn from
-    torch's global generator; the encoder is still the checkpoint's. Without it, a head that is not in the file is an
-    error, never random.
+    `fresh_head` (num_labels, id2label, label2id, problem_type) asks for a new, randomly initialised head; the encoder is
+    still the checkpoint's. It is a function of `seed`, and torch's global generator is left as it was; None draws from
+    that generator. Without `fresh_head`, a head that is not in the file is an error, never random.
 
     Raises CheckpointError `head-missing`, `weights-missing`, `weights-shape`, `architecture-unsupported`,
     `model-build-failed`, those of `load_config`; UsageError `auto-class-unknown`, `dtype-unknown`, `fresh-head-key`.
@@ -76,20 +80,45 @@ def load_model(
     say_dropped_keys(verified)
     _set_pad_token_id(verified, config)
     auto = getattr(transformers, auto_class)
-    model, info = _from_pretrained(auto, verified, config, _DTYPES[dtype])
-    _check_weights(verified, model, info, fresh=fresh_head is not None)
-    if fresh_head is not None:
-        _renew_head(auto, model, info)
+    with _seeded(seed):
+        model, info = _from_pretrained(auto, verified.folder, config, _DTYPES[dtype])
+        check_weights(verified.folder, model, info, fresh=fresh_head is not None)
+        if fresh_head is not None:
+            _renew_head(auto, model, info)
     return model.eval()
 
 
+@contextmanager
+def _seeded(seed: int | None) -> Iterator[None]:
+    if seed is None:
+        yield
+        return
+    with torch.random.fork_rng(devices=[]):
+        torch.random.default_generator.manual_seed(derive(seed, "fresh-head"))
+        yield
+
+
+def load_weights(model: PreTrainedModel, folder: Path) -> None:
+    """Put the weights of a folder that `save_model` wrote back into the very same model, in place.
+
+    The folder is checked as any other (headers, manifest). Raises CheckpointError of `weights.read_weights` and
+    `manifest.check_manifest`, `weights-missing`, `weights-shape`, `model-build-failed`.
+    """
+    folder = folder.resolve()
+    check_manifest(folder)
+    read_weights(folder)
+    restored, info = _from_pretrained(type(model), folder, model.config, model.dtype)
+    check_weights(folder, restored, info, fresh=False)
+    model.load_state_dict(restored.state_dict())
+
+
 def _from_pretrained(
-    auto: Any, verified: Verified, config: PreTrainedConfig, dtype: torch.dtype
+    auto: Any, folder: Path, config: PreTrainedConfig, dtype: torch.dtype
 ) -> tuple[Any, dict[str, Any]]:
     try:
         with quiet_transformers():
             return auto.from_pretrained(
-                str(verified.folder),
+                str(folder),
                 config=config,
                 dtype=dtype,
                 local_files_only=True,
@@ -104,78 +133,23 @@ def _from_pretrained(
         if "Unrecognized configuration class" in str(error):
             raise CheckpointError(
                 "architecture-unsupported",
-                f"transformers has no {auto.__name__} for {verified.model_type} models",
-                where=str(verified.folder / CONFIG_NAME),
-                value=verified.model_type,
+                f"transformers has no {auto.__name__} for {config.model_type} models",
+                where=str(folder / CONFIG_NAME),
+                value=config.model_type,
                 fix="choose another task for this checkpoint, or another checkpoint for this task",
             ) from error
         raise CheckpointError(
             "model-build-failed",
             f"transformers cannot build the model: {last_line(error)}",
-            where=str(verified.folder),
+            where=str(folder),
             fix="config.json and weights do not fit each other, or the architecture needs a newer transformers",
         ) from error
-
-
-def _is_head(name: str, model: PreTrainedModel) -> bool:
-    """Whether a parameter belongs to what sits on the encoder. A pooler does: pretraining often has none."""
-    prefix = model.base_model_prefix
-    return ".pooler." in f".{name}" or (model.base_model is not model and not name.startswith(f"{prefix}."))
-
-
-def _check_weights(verified: Verified, model: PreTrainedModel, info: Mapping[str, Any], *, fresh: bool) -> None:
-    mismatched = {name: (tuple(file), tuple(built)) for name, file, built in info["mismatched_keys"]}
-    missing = set(info["missing_keys"])
-    body = {name for name in mismatched if not (fresh and _is_head(name, model))}
-    if body:
-        listed = [
-            f"{name}: {mismatched[name][0]} in the file, {mismatched[name][1]} in the config" for name in sorted(body)
-        ]
-        raise _weights_error(verified, "weights-shape", "weights and config.json disagree on shapes", listed)
-    lost = sorted(name for name in missing if not _is_head(name, model))
-    if lost:
-        raise _weights_error(verified, "weights-missing", f"{len(lost)} weights of the model are not in the file", lost)
-    headless = sorted(name for name in missing if _is_head(name, model))
-    if headless and not fresh:
-        _refuse_headless(verified, model, headless)
-    unused = sorted(name for name in info["unexpected_keys"] if name.startswith(f"{model.base_model_prefix}."))
-    if unused:
-        logger.warning(
-            "%s: %d weights of the file have no place in the model and are not used: %s",
-            verified.folder.name,
-            len(unused),
-            ", ".join(unused[:5]),
-        )
-
-
-def _refuse_headless(verified: Verified, model: PreTrainedModel, names: list[str]) -> None:
-    if model.base_model is model:  # only a pooler: nothing but `pooler_output` reads it
-        logger.warning("%s: no pooler in the file; pooler_output is random, do not use it", verified.folder.name)
-        return
-    raise CheckpointError(
-        "head-missing",
-        f"the checkpoint has no trained head for {type(model).__name__}: predictions would be random",
-        where=str(verified.folder),
-        value=", ".join(names[:5]),
-        fix="fine-tune it first (warmstart train -m … -d …), or choose a checkpoint that was trained for this task",
-    )
-
-
-def _weights_error(verified: Verified, code: str, what: str, names: list[str]) -> CheckpointError:
-    listed = "; ".join(names[:8]) + (f"; and {len(names) - 8} more" if len(names) > 8 else "")
-    return CheckpointError(
-        code,
-        f"{what}: {listed}",
-        where=str(verified.folder),
-        value=len(names),
-        fix="config.json and the weights are of different checkpoints: get both from the same source again",
-    )
 
 
 def _renew_head(auto: Any, model: PreTrainedModel, info: Mapping[str, Any]) -> None:
     """Redraw head weights that the file happened to have: an old head under new labels would be a silent lie."""
     drawn = set(info["missing_keys"]) | {name for name, _, _ in info["mismatched_keys"]}
-    old = {n: p for n, p in model.named_parameters() if _is_head(n, model) and ".pooler." not in n and n not in drawn}
+    old = {n: p for n, p in model.named_parameters() if is_head(n, model) and ".pooler." not in n and n not in drawn}
     if not old or model.base_model is model:
         return
     with quiet_transformers(), torch.no_grad():

@@ -15,7 +15,7 @@ from warmstart.checkpoints.config_object import load_config
 from warmstart.checkpoints.files import find_file, read_json
 from warmstart.checkpoints.quiet import quiet_transformers
 from warmstart.checkpoints.tokenizer_config import unsafe_tokenizer_keys
-from warmstart.checkpoints.verify import Verified
+from warmstart.checkpoints.verified import Verified
 from warmstart.errors import CheckpointError
 
 logger = logging.getLogger("warmstart")
