@@ -68,4 +68,4 @@ def _subtitle(records: Records) -> str:
     said = [str(known[key]) for key in ("task", "model", "checkpoint") if isinstance(known.get(key), str)]
     if records.steps and isinstance(epoch := records.steps[-1].get("epoch"), int | float):
         said.append(f"{epoch:.3g} epochs")
-    return " · ".join(said) or "A training run."
+    return " · ".join(dict.fromkeys(said)) or "A training run."

@@ -19,7 +19,7 @@ def confusion_part(judged: Judged) -> str:
     if not judged.pairs:
         return ""
     labels = _labels(judged)
-    counts = _counts(judged.pairs)
+    counts = _counts(judged.pairs, labels)
     if len(labels) <= MOST_LABELS:
         lead = "Down: the true label. Across: the predicted one. Shaded by the share of the true label's rows."
         return section("Confusion", _matrix(judged.pairs, labels), lead) + section("Labels", _scores(counts))
@@ -36,14 +36,14 @@ def _labels(judged: Judged) -> list[str]:
     return [*judged.labels, *sorted(seen - set(judged.labels))]
 
 
-def _counts(pairs: Counter[tuple[str, str]]) -> dict[str, tuple[int, int, int]]:
+def _counts(pairs: Counter[tuple[str, str]], labels: list[str]) -> dict[str, tuple[int, int, int]]:
     """Per label: rows that have it, rows given it, rows right."""
     true: Counter[str] = Counter()
     given: Counter[str] = Counter()
     for (label, predicted), count in pairs.items():
         true[label] += count
         given[predicted] += count
-    return {label: (true[label], given[label], pairs[label, label]) for label in sorted({*true, *given})}
+    return {label: (true[label], given[label], pairs[label, label]) for label in labels}
 
 
 def _matrix(pairs: Counter[tuple[str, str]], labels: list[str]) -> str:

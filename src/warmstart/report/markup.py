@@ -22,7 +22,7 @@ def number(value: float, digits: int = 4) -> str:
     if value == 0 or not math.isfinite(value):
         return "0" if value == 0 else str(value)
     if abs(value) >= 1e6 or abs(value) < 1e-4:
-        return f"{value:.{max(digits - 2, 1)}g}"
+        return f"{value:.{digits - 1}g}"
     decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
     text = f"{value:,.{decimals}f}"
     return text.rstrip("0").rstrip(".") if "." in text else text
@@ -30,6 +30,8 @@ def number(value: float, digits: int = 4) -> str:
 
 def fixed(value: float) -> str:
     """A score to three decimals, so that a column of them lines up; large numbers as `number` writes them."""
+    if 0.999 < value < 1:  # no score that is not perfect reads 1.000
+        return "0.999"
     return f"{value:.3f}" if abs(value) < 100 else number(value)
 
 

@@ -21,13 +21,13 @@ h1 { font-size:1.7rem; line-height:1.2; margin:0 0 .25rem; overflow-wrap:anywher
 h2 { font-size:1.15rem; margin:0 0 .4rem; }
 section { margin-top:2.5rem; }
 .lead, .notes { color:var(--soft); margin:0 0 .9rem; max-width:46rem; }
-.tiles { display:grid; grid-template-columns:repeat(auto-fit, minmax(min(100%, 11rem), 1fr)); gap:.75rem;
+.tiles { display:grid; grid-template-columns:repeat(auto-fit, minmax(min(100%, 9rem), 1fr)); gap:.75rem;
   margin-top:1.5rem; }
 .tile { background:var(--card); border:1px solid var(--rule); border-radius:12px; padding:.8rem 1rem; }
 .tile span, .tile small { display:block; color:var(--soft); font-size:.82rem; overflow-wrap:anywhere; }
 .tile b { display:block; font-size:1.5rem; line-height:1.3; font-variant-numeric:tabular-nums; }
 .tile.big b { font-size:2.3rem; color:var(--main); line-height:1.15; }
-.grid2 { display:grid; grid-template-columns:repeat(auto-fit, minmax(min(100%, 22rem), 1fr)); gap:1rem; }
+.grid2 { display:grid; grid-template-columns:repeat(auto-fill, minmax(min(100%, 22rem), 1fr)); gap:1rem; }
 figure { margin:0; background:var(--card); border:1px solid var(--rule); border-radius:12px;
   padding:.8rem .9rem .5rem; }
 figcaption { font-weight:600; font-size:.95rem; display:flex; flex-wrap:wrap; gap:.15rem 1rem; margin-bottom:.35rem; }
@@ -48,11 +48,17 @@ table { border-collapse:collapse; width:100%; font-size:.92rem; }
 th, td { text-align:left; padding:.45rem .8rem; border-top:1px solid var(--rule); vertical-align:top; }
 thead th { border-top:0; color:var(--soft); font-weight:500; font-size:.82rem; white-space:nowrap; }
 .n { text-align:right; font-variant-numeric:tabular-nums; white-space:nowrap; }
-td p { margin:0 0 .25rem; min-width:15rem; overflow-wrap:anywhere; } td p:last-child { margin:0; }
+.rows { list-style:none; margin:0; padding:0; background:var(--card);
+  border:1px solid var(--rule); border-radius:12px; }
+.rows li { padding:.7rem .9rem; border-top:1px solid var(--rule); overflow-wrap:anywhere; }
+.rows li:first-child { border-top:0; } .rows p { margin:0 0 .2rem; }
+.rows div { color:var(--soft); font-size:.85rem; display:flex; flex-wrap:wrap; gap:.1rem 1rem; }
+.rows b { color:var(--ink); font-weight:600; }
 small { color:var(--soft); } code { font-size:.88em; overflow-wrap:anywhere; }
-.matrix { width:auto; min-width:min(100%, 20rem); } .matrix td { text-align:center; font-variant-numeric:tabular-nums; }
-.matrix th { font-weight:500; font-size:.85rem; color:var(--ink); max-width:12rem; overflow-wrap:anywhere; }
-.matrix tbody th { position:sticky; left:0; background:var(--card); }
+.scroll:has(.matrix) { width:fit-content; max-width:100%; } .matrix { width:auto; }
+.matrix td { text-align:center; min-width:3.2rem; font-variant-numeric:tabular-nums; }
+.matrix th { font-weight:500; font-size:.85rem; color:var(--ink); white-space:nowrap; }
+.matrix thead td { border:0; } .matrix tbody th { position:sticky; left:0; background:var(--card); }
 ${levels}
 details { margin-top:.75rem; } summary { cursor:pointer; padding:.4rem 0; font-weight:600; }
 footer { margin-top:3rem; color:var(--soft); font-size:.85rem; }

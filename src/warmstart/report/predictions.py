@@ -99,8 +99,9 @@ class _Tally:
             true = self._name(true)
             self.pairs[true, str(predicted)] += 1
         elif number is not None and (value := finite(prediction.get("score"))) is not None:
-            predicted = f"{value:.4g}"
             self._add_number(number, value)
+            self._keep_if_hard(record, f"{number:.4g}", f"{value:.4g}", None)
+            return
         self._keep_if_hard(record, _said(true), _said(predicted), finite(prediction.get("score")))
 
     def judged(self, note: str) -> Judged:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from warmstart.provenance import redact
 from warmstart.report.charts import Line, Point, interval_bar, line_chart, scatter, smooth
 from warmstart.report.markup import esc, fixed, number, plural, section, table
-from warmstart.report.predictions import Judged
+from warmstart.report.predictions import HardRow, Judged
 from warmstart.report.records import Records, finite
 
 NAMES = {
@@ -66,7 +67,7 @@ def headline(records: Records, judged: Judged | None) -> str:
         share, label = _most_common(judged)
         tiles.append(_tile("always the commonest label", fixed(share), esc(label, 40)))
     if judged is not None:
-        tiles.append(_tile("validation rows", f"{judged.rows:,}", "in predictions.parquet"))
+        tiles.append(_tile("validation rows", f"{judged.rows:,}", "with a prediction"))
     if records.steps:
         tiles.append(_tile("trained", plural(len(records.steps), "step"), _speed(records.steps)))
     return f'<div class="tiles">{"".join(tiles)}</div>'
@@ -78,16 +79,18 @@ def metrics_table(records: Records) -> str:
     if best is None:
         return ""
     rows = []
-    for name, (value, lo, hi) in metrics_at(best).items():
-        low, high = _scale(name, lo, hi)
-        bar = interval_bar(value, lo, hi, low, high)
+    found = metrics_at(best)
+    shared = _shared_scale(found)
+    for name, (value, lo, hi) in found.items():
+        bar = interval_bar(value, lo, hi, *shared) if _bounded(name) else ""
         rows.append([esc(name_of(name)), f"<b>{fixed(value)}</b>", f"{fixed(lo)} – {fixed(hi)}", bar])
     loss = finite(best["validation"].get("loss"))
     if loss is not None:
         rows.append(["loss", f"<b>{number(loss)}</b>", "", ""])
     why = "the last" if loss is None else "the one with the smallest loss, whose weights are kept"
     lead = f"The evaluation after step {esc(best.get('step', '?'), 20)}: {why}."
-    return section("Metrics", table(["metric", "#value", "#95 % interval", ""], rows) if rows else "", lead)
+    ends = f"bar from {number(shared[0])} to {number(shared[1])}" if any(map(_bounded, found)) else ""
+    return section("Metrics", table(["metric", "#value", "#95 % interval", ends], rows) if rows else "", lead)
 
 
 def curves(records: Records) -> str:
@@ -120,19 +123,23 @@ def numbers_plot(judged: Judged) -> str:
 
 def hardest_rows(judged: Judged) -> str:
     """The rows with the largest loss: often wrong labels, else what the model cannot do yet."""
-    rows = []
-    for hard in judged.hardest:
-        fields = "".join(
-            f'<p dir="auto">{"" if len(hard.fields) == 1 else f"<small>{esc(name)}</small> "}{esc(text, 400)}</p>'
-            for name, text in hard.fields.items()
-        )
-        score = "" if hard.score is None else f" <small>{fixed(hard.score)}</small>"
-        rows.append([str(hard.row), fields, esc(hard.true, 80), f"{esc(hard.predicted, 80)}{score}", fixed(hard.loss)])
+    items = "".join(_hard_row(hard) for hard in judged.hardest)
     lead = (
         "By loss, largest first. A confident mistake is either a wrong label or something the model has yet to learn."
     )
-    return section(
-        "Hardest rows", table(["#row", "input", "true", "predicted", "#loss"], rows, "rows") if rows else "", lead
+    return section("Hardest rows", f'<ol class="rows">{items}</ol>' if items else "", lead)
+
+
+def _hard_row(hard: HardRow) -> str:
+    fields = "".join(
+        f'<p dir="auto">{"" if len(hard.fields) == 1 else f"<small>{esc(name)}</small> "}{esc(text, 400)}</p>'
+        for name, text in hard.fields.items()
+    )
+    score = "" if hard.score is None else f" {fixed(hard.score)}"
+    return (
+        f"<li>{fields}<div><span>true <b>{esc(hard.true or 'none', 80)}</b></span>"
+        f"<span>predicted <b>{esc(hard.predicted or 'none', 80)}</b>{score}</span>"
+        f"<span>loss {fixed(hard.loss)}</span><span>row {hard.row}</span></div></li>"
     )
 
 
@@ -169,10 +176,15 @@ def _speed(steps: Sequence[Mapping[str, Any]]) -> str:
     return f"{took}, {tokens / seconds:,.0f} tokens/s" if tokens else took
 
 
-def _scale(name: str, lo: float, hi: float) -> tuple[float, float]:
-    if name in _ERRORS or hi > 1:
-        return 0.0, hi * 1.15
-    return (-1.0, 1.0) if lo < 0 else (0.0, 1.0)
+def _bounded(name: str) -> bool:
+    """Whether 1 is the best there can be, so that a common scale makes sense."""
+    return name not in _ERRORS
+
+
+def _shared_scale(metrics: Mapping[str, Triple]) -> tuple[float, float]:
+    """From the tenth below the lowest interval to 1: wide enough to hold all, narrow enough to see the widths."""
+    ends = [lo for name, (_, lo, _) in metrics.items() if _bounded(name)]
+    return (math.floor(min(ends, default=0.0) * 10 - 0.5) / 10, 1.0)
 
 
 def _charted(records: Records) -> list[str]:
