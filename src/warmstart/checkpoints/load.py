@@ -56,7 +56,7 @@ def load_model(
     """The very model that `auto_class` of transformers gives for this folder, on the CPU, in eval mode.
 
     `dtype` is explicit because transformers 5 otherwise keeps the file's: an fp16 file on a CPU would crawl.
-    `fresh_head` (num_labels, id2label, label2id, problem_type) asks for a new, randomly initialised head; the encoder is
+    `fresh_head` (num_labels, id2label, label2id, problem_type) asks for a new, random head; the encoder is
     still the checkpoint's. It is a function of `seed`, and torch's global generator is left as it was; None draws from
     that generator. Without `fresh_head`, a head that is not in the file is an error, never random.
 

@@ -1,0 +1,144 @@
+"""Tiny, randomly initialised checkpoints of the text families, each with a small tokenizer trained in place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, PreTrainedTokenizerFast
+from transformers.utils import logging as transformers_logging
+
+FAMILIES = ("bert", "distilbert", "roberta", "modernbert", "gpt2")
+POSITIONS = 128  # tokens a text may have, in every family
+
+_CORPUS = [
+    "I love this film, it is wonderful and warm.",
+    "A dull, tired plot; the worst two hours of my life!",
+    "The cast is great but the story never begins?",
+    "Good, bad, happy, sad: 0123456789 words that are said.",
+    "LangChain and transformers are fun to learn.",
+]
+_SIZES: dict[str, dict[str, Any]] = {
+    "bert": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64},
+    "distilbert": {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64},
+    "roberta": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64},
+    "modernbert": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64},
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4},
+}
+
+
+def tiny_checkpoint(
+    root: Path, family: str, head: str = "classification", labels: Sequence[str] = ("NEGATIVE", "POSITIVE")
+) -> Path:
+    """A checkpoint folder below `root`: `family` of FAMILIES, `head` "classification" or "base". Made once per call
+    with the same arguments. The GPT-2 one has no padding token, as the real one."""
+    folder = root / f"{family}-{head}-{'-'.join(labels) if head == 'classification' else 'none'}"
+    if folder.is_dir():
+        return folder
+    tokenizer = tiny_tokenizer(family)
+    config = AutoConfig.for_model(
+        family,
+        vocab_size=len(tokenizer),
+        **_SIZES[family],
+        **_positions(family),
+        **_token_ids(tokenizer, family),
+        **(_label_tables(labels) if head == "classification" else {}),
+    )
+    auto = AutoModelForSequenceClassification if head == "classification" else AutoModel
+    with torch.random.fork_rng(devices=[]):
+        torch.random.default_generator.manual_seed(0)
+        model = auto.from_config(config, dtype=torch.float32)
+    transformers_logging.disable_progress_bar()
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    transformers_logging.enable_progress_bar()
+    return folder
+
+
+def _positions(family: str) -> dict[str, int]:
+    if family == "gpt2":
+        return {"n_positions": POSITIONS}
+    return {"max_position_embeddings": POSITIONS + (2 if family == "roberta" else 0)}
+
+
+def _token_ids(tokenizer: PreTrainedTokenizerFast, family: str) -> dict[str, int | None]:
+    modern = {"cls_token_id": tokenizer.cls_token_id, "sep_token_id": tokenizer.sep_token_id}
+    return (modern if family == "modernbert" else {}) | {
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.bos_token_id if tokenizer.bos_token else tokenizer.cls_token_id,
+        "eos_token_id": tokenizer.eos_token_id if tokenizer.eos_token else tokenizer.sep_token_id,
+    }
+
+
+def _label_tables(labels: Sequence[str]) -> dict[str, Any]:
+    return {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
+
+
+def tiny_tokenizer(family: str) -> PreTrainedTokenizerFast:
+    """A tokenizer of the family's kind: WordPiece, or byte-level BPE; a few hundred tokens."""
+    if family in ("bert", "distilbert"):
+        return _word_piece()
+    return _byte_level(family)
+
+
+def _word_piece() -> PreTrainedTokenizerFast:
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    letters = [chr(code) for code in range(ord("!"), ord("~") + 1)]
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=400, special_tokens=special, initial_alphabet=letters, show_progress=False
+    )
+    tokenizer.train_from_iterator(_CORPUS, trainer)
+    ids = {token: tokenizer.token_to_id(token) for token in special}
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", ids["[CLS]"]), ("[SEP]", ids["[SEP]"])],
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        model_max_length=POSITIONS,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+    )
+
+
+def _byte_level(family: str) -> PreTrainedTokenizerFast:
+    special = ["<|endoftext|>"] if family == "gpt2" else ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=special, initial_alphabet=sorted(alphabet), show_progress=False
+    )
+    tokenizer.train_from_iterator(_CORPUS, trainer)
+    if family == "gpt2":
+        end = "<|endoftext|>"
+        return PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer, model_max_length=POSITIONS, bos_token=end, eos_token=end, unk_token=end
+        )
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        model_max_length=POSITIONS,
+        bos_token="<s>",
+        eos_token="</s>",
+        cls_token="<s>",
+        sep_token="</s>",
+        pad_token="<pad>",
+        unk_token="<unk>",
+        mask_token="<mask>",
+        model_input_names=["input_ids", "attention_mask"],
+    )
