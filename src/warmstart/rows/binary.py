@@ -14,6 +14,7 @@ from warmstart.rows.limits import Limits
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
+BUFFER = 1 << 18  # bytes of a file read at once
 GZIP = b"\x1f\x8b"
 PARQUET = b"PAR1"
 ARROW = b"ARROW1"
@@ -56,7 +57,7 @@ class Pulled(io.RawIOBase):
 
 
 def pulled(chunks: Iterator[bytes]) -> io.BufferedReader:
-    return io.BufferedReader(Pulled(chunks))
+    return io.BufferedReader(Pulled(chunks), BUFFER)
 
 
 def prepend(head: bytes, stream: io.BufferedReader) -> io.BufferedReader:
@@ -68,6 +69,14 @@ def prepend(head: bytes, stream: io.BufferedReader) -> io.BufferedReader:
             yield chunk
 
     return pulled(chunks())
+
+
+def read_capped(stream: io.BufferedReader, limit: int) -> bytes:
+    """All bytes of a stream, or somewhat more than `limit` of them. `read(limit)` would allocate the limit at once."""
+    data = bytearray()
+    while len(data) <= limit and (chunk := stream.read(BUFFER)):
+        data += chunk
+    return bytes(data)
 
 
 def refuse_foreign(head: bytes, name: str) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from warmstart.errors import DataError, Where
-from warmstart.rows.binary import ARROW, GZIP, PARQUET, gunzip, prepend, refuse_foreign
+from warmstart.rows.binary import ARROW, BUFFER, GZIP, PARQUET, gunzip, prepend, read_capped, refuse_foreign
 from warmstart.rows.columnar import arrow_class_names, parquet_class_names, read_arrow, read_parquet
 from warmstart.rows.columns import plain
 from warmstart.rows.delimited import read_delimited
@@ -183,14 +183,14 @@ def _watched(rows: Callable[[], Iterator[Raw]], path: Path, name: str, fingerpri
 @contextmanager
 def _opened(path: Path, name: str) -> Iterator[io.BufferedReader]:
     try:
-        with path.open("rb") as stream:
+        with path.open("rb", buffering=BUFFER) as stream:
             yield stream
     except OSError as error:
         raise unreadable(name, error) from None
 
 
 def _whole(stream: io.BufferedReader, name: str, limits: Limits) -> bytes:
-    data = stream.read(limits.max_document_bytes + 1)
+    data = read_capped(stream, limits.max_document_bytes)
     if len(data) > limits.max_document_bytes:
         raise DataError(
             "gzip-too-large",

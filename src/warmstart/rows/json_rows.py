@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from warmstart.errors import DataError, Where
+from warmstart.rows.binary import read_capped
 from warmstart.rows.limits import Limits
 from warmstart.rows.lines import Line, decoded, not_in_encoding, read_lines
 from warmstart.rows.row import Row
@@ -39,11 +40,12 @@ def read_jsonl(stream: io.BufferedReader, *, name: str, encoding: str | None, li
 
 def parse_line(line: Line, *, name: str, row: int, limits: Limits) -> Raw:
     """One line of JSONL as a row, or as the error that it is."""
+    text = line.text.rstrip(_SPACE)  # an error at the line's end is then on this line
     try:
-        _check_depth(line.text, limits.max_depth)
-        value = _DECODER.decode(line.text)
+        _check_depth(text, limits.max_depth)
+        value = _DECODER.decode(text)
     except ValueError as error:
-        return _as_error(error, line.text, name=name, line=line.number, offset=line.offset)
+        return _as_error(error, text, name=name, line=line.number, offset=line.offset)
     return _as_row(value, Where(source=name, line=line.number, row=row), offset=line.offset)
 
 
@@ -53,7 +55,7 @@ def read_document(stream: io.BufferedReader, *, name: str, encoding: str | None,
     Raises `DataError` "json-too-large" above `limits.max_document_bytes`, since a document has to be read whole.
     """
     stream, encoding, offset = decoded(stream, name=name, encoding=encoding)
-    data = stream.read(limits.max_document_bytes + 1)
+    data = read_capped(stream, limits.max_document_bytes)
     if len(data) > limits.max_document_bytes:
         raise DataError(
             "json-too-large",

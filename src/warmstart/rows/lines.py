@@ -114,9 +114,10 @@ def _codec(encoding: str) -> str:
 
 def _skip_line(stream: io.BufferedReader) -> int:
     skipped = 0
-    while data := stream.readline(1 << 20):
-        skipped += len(data)
-        if data.endswith(b"\n"):
+    while held := stream.peek(1):
+        end = held.find(b"\n")
+        skipped += len(stream.read(len(held) if end < 0 else end + 1))
+        if end >= 0:
             break
     return skipped
 

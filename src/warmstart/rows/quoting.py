@@ -31,13 +31,12 @@ def feed(text: str, delimiter: str, fields: list[str], parts: list[str] | None) 
     at = 0
     while True:
         if parts is not None:
-            quoted = _QUOTED.match(text, at)
-            assert quoted is not None  # it matches the empty string
-            parts.append(quoted[0].replace('""', '"'))
-            if quoted.end() == len(text):
+            stop = closing(text, at)
+            parts.append(text[at:stop].replace('""', '"'))
+            if stop == len(text):
                 return parts
             fields.append("".join(parts))
-            parts, at = None, quoted.end() + 1
+            parts, at = None, stop + 1
         elif text.startswith('"', at):
             parts, at = [], at + 1
             continue
@@ -51,3 +50,10 @@ def feed(text: str, delimiter: str, fields: list[str], parts: list[str] | None) 
         if not text.startswith(delimiter, at):
             return at
         at += 1
+
+
+def closing(text: str, at: int = 0) -> int:
+    """Where the quote that is open at `at` closes; the length of the text where it does not."""
+    quoted = _QUOTED.match(text, at)
+    assert quoted is not None  # it matches the empty string
+    return quoted.end()

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from warmstart.errors import DataError
 from warmstart.rows.limits import Limits
 from warmstart.rows.lines import Line
-from warmstart.rows.quoting import feed
+from warmstart.rows.quoting import closing, feed
 from warmstart.rows.source import Note
 
 _LINES = 200  # of one quoted field: it is looked for again from every line that opens one
@@ -21,8 +21,8 @@ def tab_records(
 
     By IANA's definition TSV has no quoting; spreadsheets and data frames quote as in CSV; and people write messages
     that begin with a quote. So quoting counts where it works out: the quote closes right before a tab or the line's
-    end, the record has the header's number of fields, and no line that it runs over is a whole record by itself.
-    Anywhere else quotes are text, which is said once.
+    end, the record has the header's number of fields, and the quote does not run over a line that is a whole record by
+    itself. Anywhere else quotes are text, which is said once.
     """
     again: deque[Line | DataError] = deque()
     width = 0
@@ -58,7 +58,7 @@ def _quoted(
         if following is None:
             break
         ahead.append(following)
-        if isinstance(following, DataError) or following.text.count("\t") + 1 == width:
+        if isinstance(following, DataError) or _is_record(following.text, width):
             break
         size += len(following.text)
         if size > limits.max_line_bytes:
@@ -68,6 +68,11 @@ def _quoted(
         return fields
     again.extendleft(reversed(ahead))
     return None
+
+
+def _is_record(text: str, width: int) -> bool:
+    """Whether a line on which a quote is open is a whole record by itself: the quote would run over one of its tabs."""
+    return text.count("\t") + 1 == width and "\t" in text[: closing(text)]
 
 
 def _end(text: str) -> str:
