@@ -115,7 +115,7 @@ def read_bytes(path: Path, limit: int) -> bytes:
                     value=size,
                     fix="this is not a file of an ordinary checkpoint: get the checkpoint from its publisher again",
                 )
-            return file.read(limit + 1)
+            return file.read(size)
     except OSError as error:
         raise _unreadable(path, error) from None
 
