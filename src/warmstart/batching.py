@@ -71,7 +71,7 @@ def plan_epoch(
 def collate(features: Sequence[Feature], pads: Mapping[str, Pad]) -> Batch:
     """Stack features into one batch; every array is padded by the rule `pads` has for its name.
 
-    Per-token arrays of shape (t,) become (B, T) with T their own longest; arrays of a fixed shape are stacked as they are.
+    Per-token arrays of shape (t,) become (B, T), T their own longest; arrays of a fixed shape are stacked as they are.
     """
     return Batch(
         features=tuple(features),

@@ -97,15 +97,13 @@ class TrainingError(WarmstartError):
     exit_code = 1
 
 
-def _rebuild(
-    kind: type[WarmstartError], code: str, what: str, fix: str, where: Where, value: object
-) -> WarmstartError:
+def _rebuild(kind: type[WarmstartError], code: str, what: str, fix: str, where: Where, value: object) -> WarmstartError:
     return kind(code, what, fix=fix, where=where, value=value)
 
 
 def shorten(value: object, width: int = 80) -> str:
     """`repr` of a value, cut in the middle to `width` characters. Never builds the repr of a huge string."""
-    if isinstance(value, str | bytes) and len(value) > 4 * width:
+    if isinstance(value, str) and len(value) > 4 * width:
         value = value[: 2 * width] + value[-2 * width :]
     text = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
     half = (width - 1) // 2

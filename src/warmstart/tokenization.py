@@ -8,7 +8,7 @@ Rust object it shares. Here both are switched off once, at construction; afterwa
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any

@@ -16,7 +16,7 @@ def torch_runtime(model: Any, task: Task, *, device: str = "auto") -> Runtime:
     Raises UsageError "device-unknown" or "device-unavailable".
     """
     from warmstart.engine.devices import resolve
-    from warmstart.engine.torch_runtime import TorchRuntime
+    from warmstart.engine.runtime_torch import TorchRuntime
 
     resolved = resolve(device)
     return TorchRuntime(model=model.to(resolved), task=task, device=resolved)

@@ -35,9 +35,20 @@ class Scores:
 class Prediction(Protocol):
     """A frozen dataclass of plain values. Every task's prediction has these beside its own fields."""
 
-    tokens: int  # tokens the model saw, special tokens included, over all windows
-    truncated: bool  # part of the text was not seen
-    flags: tuple[str, ...]  # what was odd about the text: "empty-text", "surrogates-replaced", …
+    @property
+    def tokens(self) -> int:
+        """Tokens the model saw, special tokens included, over all windows."""
+        ...
+
+    @property
+    def truncated(self) -> bool:
+        """Whether part of the text was not seen."""
+        ...
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """What was odd about the text: "empty-text", "unknown-tokens-only", "surrogates-replaced", …"""
+        ...
 
 
 class Task(Protocol):
@@ -132,7 +143,9 @@ def text_of(row: Row, name: str, *, optional: bool = False) -> str | None:
     return value
 
 
-def options_of(task: type[Any], options: Mapping[str, Any], known: Mapping[str, tuple[Any, ...]]) -> dict[str, Any]:
+def checked_options(
+    task: type[Any], options: Mapping[str, Any], known: Mapping[str, tuple[Any, ...]]
+) -> dict[str, Any]:
     """Check a person's task options: `known` maps each name to its allowed values, or to (type,) for any of a type.
 
     Raises UsageError "option-unknown" or "option-value".

@@ -14,7 +14,7 @@ import numpy as np
 from warmstart.errors import CheckpointError, UsageError
 from warmstart.features import Array, Batch, Feature, Pad
 from warmstart.rows import Field, Row
-from warmstart.tasks.contract import Scores, options_of, text_of
+from warmstart.tasks.contract import Scores, checked_options, text_of
 from warmstart.tokenization import Tokenizer
 
 Pooling = Literal["mean", "cls", "max", "mean_sqrt_len", "last"]
@@ -49,7 +49,7 @@ class SentenceEmbedding:
 
 @dataclass(frozen=True)
 class Embedding:
-    """`pooling` says how token vectors become one; `normalize` scales it to length 1, so that a dot product is a cosine.
+    """`pooling` says how token vectors become one; `normalize` scales it to length 1: a dot product is then a cosine.
 
     A text over the limit is cut, or covered by windows whose vectors are averaged, each weighted by its tokens.
     """
@@ -66,7 +66,7 @@ class Embedding:
     couples_rows: ClassVar[bool] = False
     prediction: ClassVar[type[SentenceEmbedding]] = SentenceEmbedding
     fields: ClassVar[tuple[Field, ...]] = (
-        Field("text", ("text", "sentence", "content", "review", "tweet", "sentence1", "query"), doc="the text", text=True),
+        Field("text", ("sentence", "content", "review", "tweet", "sentence1", "query"), doc="the text", text=True),
     )
     option_names: ClassVar[tuple[str, ...]] = ("long_text", "stride")
 
@@ -78,7 +78,7 @@ class Embedding:
     def from_checkpoint(
         cls, tokenizer: Tokenizer, config: Mapping[str, Any], folder: Path, options: Mapping[str, Any]
     ) -> Embedding:
-        chosen = options_of(cls, options, {"long_text": ("truncate", "windows"), "stride": (int,)})
+        chosen = checked_options(cls, options, {"long_text": ("truncate", "windows"), "stride": (int,)})
         limit = _read_json(folder / "sentence_bert_config.json").get("max_seq_length") or tokenizer.limit
         tokenizer = dataclasses.replace(tokenizer, limit=min(tokenizer.limit, limit))
         pooling, normalize = _read_modules(folder)
@@ -177,7 +177,8 @@ def _read_modules(folder: Path) -> tuple[Pooling, bool]:
 def _read_pooling(path: Path) -> Pooling:
     config = _read_json(path)
     named = config.get("pooling_mode")
-    chosen = [_POOLING_NAMES.get(str(named))] if named else [_POOLING_SWITCHES.get(k) for k, on in config.items() if on is True and k.startswith("pooling_mode_")]
+    switched_on = [_POOLING_SWITCHES.get(key) for key, on in config.items() if on is True and "pooling_mode_" in key]
+    chosen = [_POOLING_NAMES.get(str(named))] if named else switched_on
     if len(chosen) != 1 or chosen[0] is None:
         raise CheckpointError(
             "embedding-pooling-unknown",

@@ -11,10 +11,10 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from warmstart import metrics
-from warmstart.errors import UsageError
+from warmstart.errors import DataError, UsageError
 from warmstart.features import Array, Batch, Feature, Pad
-from warmstart.rows import Field, Labels, Row, infer_problem, multi_hot, number
-from warmstart.tasks.contract import Scores, options_of, text_of
+from warmstart.rows import Field, Labels, Row, check_training_labels, infer_problem, number
+from warmstart.tasks.contract import Scores, checked_options, text_of
 from warmstart.tokenization import Text, Tokenizer
 
 Problem = Literal["single", "multi", "regression"]
@@ -28,7 +28,7 @@ PROBLEM_TYPES: Mapping[str, Problem] = {
 
 
 # Column names that data sets use for a text, and for the two texts of a pair.
-TEXT_COLUMNS = ("text", "sentence", "content", "review", "tweet")
+TEXT_COLUMNS = ("sentence", "content", "review", "tweet")
 FIRST_COLUMNS = ("sentence1", "premise", "text_a", "question", "question1")
 SECOND_COLUMNS = ("sentence2", "hypothesis", "text_b", "context", "question2")
 
@@ -79,7 +79,7 @@ class TextClassification:
         ),
         Field(
             "label",
-            ("label", "labels", "target", "category", "class", "score"),
+            ("labels", "target", "category", "class", "score"),
             required=False,
             target=True,
             doc="a label, a list of labels, or a number",
@@ -100,7 +100,7 @@ class TextClassification:
     def from_checkpoint(
         cls, tokenizer: Tokenizer, config: Mapping[str, Any], folder: Path, options: Mapping[str, Any]
     ) -> TextClassification:
-        chosen = options_of(
+        chosen = checked_options(
             cls, options, {"long_text": ("truncate", "windows"), "stride": (int,), "threshold": (float,)}
         )
         named: Mapping[Any, str] = config.get("id2label") or {}
@@ -118,12 +118,11 @@ class TextClassification:
             if self.problem == "regression" and self.labels:
                 return self
             return dataclasses.replace(self, labels=("score",), problem="regression")
-        flat = [name for value in values for name in value] if problem == "multi" else values
-        spread = [w for v, w in zip(values, wheres, strict=True) for _ in v] if problem == "multi" else wheres
-        learned = Labels.learn(flat, spread)
-        if problem == self.problem and set(learned.names) <= set(self.labels):
+        if problem == "single":
+            check_training_labels(values)
+        if problem == self.problem and _cover(self.labels, values):
             return self
-        return dataclasses.replace(self, labels=learned.names, problem=problem)
+        return dataclasses.replace(self, labels=Labels.learn(values, wheres).names, problem=problem)
 
     def with_labels(self, labels: tuple[str, ...]) -> TextClassification:
         """The task with these labels, in this order, for a fresh head; one label is a number's name."""
@@ -141,8 +140,9 @@ class TextClassification:
     def encode(self, rows: Sequence[Row], *, train: bool = False) -> Iterator[Feature]:
         texts: list[Text] = [_text(row) for row in rows]
         encoded = self.tokenizer.encode(texts, stride=self.stride if self.long_text == "windows" else None)
-        for index, (row, code) in enumerate(zip(rows, encoded, strict=True)):
-            targets = {"labels": self._target(row)} if train else {}
+        every_target: Sequence[Array | None] = self._targets(rows) if train else [None] * len(rows)
+        for index, (code, target) in enumerate(zip(encoded, every_target, strict=True)):
+            targets = {} if target is None else {"labels": target}
             meta = {"truncated": code.truncated, "flags": code.flags, "pieces": len(code.pieces)}
             for part, piece in enumerate(code.pieces):
                 inputs = self.tokenizer.inputs(piece)
@@ -196,27 +196,45 @@ class TextClassification:
     def score(self, predictions: Sequence[TextClass], rows: Sequence[Row]) -> Scores:
         """Accuracy, macro F1, MCC and AUROC; of several labels exact match and F1; of a number r, rho and MAE."""
         scores = np.array([list(prediction.scores.values()) for prediction in predictions])  # (N, labels)
-        truth = np.array([self._target(row) for row in rows])
+        truth = np.array(self._targets(rows))
         if self.problem == "regression":
             return _score_numbers(truth.astype(np.float64), scores[:, 0])
         if self.problem == "multi":
             return _score_sets(truth.astype(np.int64), scores, self.threshold)
         return _score_labels(truth, scores)
 
-    def _target(self, row: Row) -> Array:
-        where = dataclasses.replace(row.where, field="label")
-        value = row.get("label")
+    def _targets(self, rows: Sequence[Row]) -> list[Array]:
+        """Each row's label as the loss reads it: an id (), zeros and ones (labels,), or a number ()."""
         if not self.labels:
             raise UsageError(
                 "labels-unknown",
                 "the task has no labels yet",
                 fix="train with ws.train, which learns them from the rows, or give labels to ws.load",
             )
-        if self.problem == "regression":
-            return np.array(number(value, where=where), dtype=np.float32)
-        if self.problem == "multi":
-            return multi_hot(Labels(self.labels), value, where=where).astype(np.float32)
-        return np.array(Labels(self.labels).index(value, where=where), dtype=np.int64)
+        labels = Labels(self.labels)
+        targets = []
+        for row in rows:
+            where = dataclasses.replace(row.where, field="label")
+            value = row.get("label")
+            if self.problem == "regression":
+                targets.append(np.array(number(value, where), dtype=np.float32))
+            elif self.problem == "multi":
+                targets.append(np.array(labels.vector(value, where), dtype=np.float32))
+            else:
+                targets.append(np.array(labels.index(value, where), dtype=np.int64))
+        return targets
+
+
+def _cover(labels: tuple[str, ...], values: Sequence[Any]) -> bool:
+    """Are all the values labels that the task has already."""
+    known = Labels(labels)
+    try:
+        for value in values:
+            for item in value if isinstance(value, list | tuple) else (value,):
+                known.index(item)
+    except DataError:
+        return False
+    return True
 
 
 def _text(row: Row) -> Text:

@@ -20,33 +20,44 @@ class TrainConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
-    epochs: float = Field(3, gt=0, description="passes over the training rows; may be a fraction")
-    max_steps: int | None = Field(None, gt=0, description="stop after this many optimizer steps")
-    batch_size: int = Field(32, gt=0, description="rows a micro-batch")
-    max_tokens: int | None = Field(None, gt=0, description="padded tokens a micro-batch; None: batch_size alone rules")
-    accumulate: int = Field(1, gt=0, description="micro-batches an optimizer step")
-    learning_rate: float | None = Field(None, gt=0, description="peak; None: 0.04 / hidden size (1e-4 for MiniLM)")
-    weight_decay: float = Field(0.01, ge=0, description="AdamW's; never on norms and biases")
-    warmup: float = Field(0.1, ge=0, lt=1, description="share of all steps over which the rate rises from 0")
-    schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="the rate after warm-up")
-    clip: float | None = Field(1.0, gt=0, description="largest gradient norm; None: gradients are not clipped")
-    seed: int = Field(0, ge=0, description="order, masks, dropout and a fresh head are functions of it")
-    patience: int | None = Field(None, gt=0, description="evaluations without a better loss before stopping early")
-    evaluate_every: int | None = Field(None, gt=0, description="optimizer steps; None: at the end of each epoch")
-    save_every: int | None = Field(None, gt=0, description="optimizer steps between kept checkpoints; None: none")
-    keep: int = Field(2, gt=0, description="how many of those checkpoints are kept, the newest")
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast, weights stay float32")
-    device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps")
-    workers: int = Field(0, ge=0, description="processes that collate batches ahead of the loop")
+    epochs: float = Field(default=3, gt=0, description="passes over the training rows; may be a fraction")
+    max_steps: int | None = Field(default=None, gt=0, description="stop after this many optimizer steps")
+    batch_size: int = Field(default=32, gt=0, description="rows a micro-batch")
+    max_tokens: int | None = Field(
+        default=None, gt=0, description="padded tokens a micro-batch; None: batch_size alone rules"
+    )
+    accumulate: int = Field(default=1, gt=0, description="micro-batches an optimizer step")
+    learning_rate: float | None = Field(
+        default=None, gt=0, description="peak; None: 0.04 / hidden size (1e-4 for MiniLM)"
+    )
+    weight_decay: float = Field(default=0.01, ge=0, description="AdamW's; never on norms and biases")
+    warmup: float = Field(default=0.1, ge=0, lt=1, description="share of all steps over which the rate rises from 0")
+    schedule: Literal["linear", "cosine", "constant"] = Field(default="linear", description="the rate after warm-up")
+    clip: float | None = Field(default=1.0, gt=0, description="largest gradient norm; None: gradients are not clipped")
+    seed: int = Field(default=0, ge=0, description="order, masks, dropout and a fresh head are functions of it")
+    patience: int | None = Field(
+        default=None, gt=0, description="evaluations without a better loss before stopping early"
+    )
+    evaluate_every: int | None = Field(
+        default=None, gt=0, description="optimizer steps; None: at the end of each epoch"
+    )
+    save_every: int | None = Field(
+        default=None, gt=0, description="optimizer steps between kept checkpoints; None: none"
+    )
+    keep: int = Field(default=2, gt=0, description="how many of those checkpoints are kept, the newest")
+    precision: Literal["fp32", "bf16"] = Field(default="fp32", description="bf16: autocast, weights stay float32")
+    device: str = Field(default="auto", description="auto, cpu, cuda, cuda:N or mps")
+    workers: int = Field(default=0, ge=0, description="processes that collate batches ahead of the loop")
 
 
 def make_config(values: Mapping[str, Any], *, where: str | None = None) -> TrainConfig:
-    """A config from plain values, e.g. of a TOML file.
+    """A config from plain values, e.g. of a TOML file; the word "none" stands for None.
 
     Raises UsageError "config-unknown-key" (with the nearest name) or "config-value" that names the key.
     """
+    known = {key: None if value == "none" else value for key, value in values.items()}
     try:
-        return TrainConfig.model_validate(dict(values))
+        return TrainConfig.model_validate(known)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
@@ -62,7 +73,7 @@ def make_config(values: Mapping[str, Any], *, where: str | None = None) -> Train
             f"the training setting {key!r} cannot have this value: {first['msg']}",
             where=Where(source=where, field=key),
             value=first["input"],
-            fix=f"{key}: {TrainConfig.model_fields[key].description}" if key in TrainConfig.model_fields else "see docs/verbs/train.md",
+            fix=f"{key}: {TrainConfig.model_fields[key].description}",
         ) from None
 
 
@@ -86,5 +97,5 @@ def read_config(path: Path | None, settings: Iterable[str] = ()) -> TrainConfig:
             raise UsageError(
                 "config-setting", "a setting is written key=value", value=setting, fix="e.g. --set epochs=2"
             )
-        values[key.strip()] = None if text.strip().lower() == "none" else text.strip()
+        values[key.strip()] = text.strip()
     return make_config(values, where=None if path is None else str(path))

@@ -12,13 +12,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
+from itertools import accumulate, islice
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
 
-from warmstart.engine.torch_runtime import to_tensors
+from warmstart.engine.runtime_torch import to_tensors
 from warmstart.errors import TrainingError
 from warmstart.features import Batch
 from warmstart.randomness import derive
@@ -55,6 +55,10 @@ class Schedule:
         part_of_last = config.epochs - (len(per_epoch) - 1)
         total = sum(per_epoch[:-1]) + math.ceil(per_epoch[-1] * part_of_last)
         return cls(per_epoch, min(total, config.max_steps or total))
+
+    def evaluation_due(self, step: int, every: int | None) -> bool:
+        """Does validation follow step `step`: every so many steps (None: at each epoch's end), and at the last."""
+        return step == self.total or (step % every == 0 if every else step in accumulate(self.per_epoch))
 
 
 def fit(

@@ -1,18 +1,19 @@
 """The directory of a run: everything one training used, measured and made.
 
-    config.toml           the resolved configuration
-    provenance.json       checkpoint, data and environment, by fingerprint
-    metrics.jsonl         one line an optimizer step, one an evaluation
-    predictions.parquet   each validation example with its prediction, loss and correctness
-    report.html           all of it on one page
-    checkpoints/          kept during the run: `best`, and `step-…` where asked for
-    model/                the result: a standard Hugging Face folder
+config.toml           the resolved configuration
+provenance.json       checkpoint, data and environment, by fingerprint
+metrics.jsonl         one line an optimizer step, one an evaluation
+predictions.parquet   each validation example with its prediction, loss and correctness
+report.html           all of it on one page
+checkpoints/          kept during the run: `best`, and `step-…` where asked for
+model/                the result: a standard Hugging Face folder
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,17 +60,18 @@ class RunDirectory:
     def step_checkpoint(self, step: int) -> Path:
         return self.path / "checkpoints" / f"step-{step:06d}"
 
-    def step_checkpoints(self) -> list[Path]:
-        """The kept checkpoints, oldest first."""
-        return sorted((self.path / "checkpoints").glob("step-*[0-9]"))
+    def prune(self, keep: int) -> None:
+        """Remove all but the newest `keep` step checkpoints."""
+        for old in sorted((self.path / "checkpoints").glob("step-*[0-9]"))[:-keep]:
+            shutil.rmtree(old)
 
     def write_config(self, config: TrainConfig, *, model: str, task: str, options: Mapping[str, Any]) -> None:
         document = {
             "model": model,
             "task": task,
             "options": dict(options),
-            # TOML has no null: a setting that stayed None is left out, which means the same when read back.
-            "train": config.model_dump(exclude_none=True),
+            # TOML has no null; `make_config` reads the word back.
+            "train": {key: "none" if value is None else value for key, value in config.model_dump().items()},
         }
         (self.path / "config.toml").write_text(tomli_w.dumps(document), encoding="utf-8")
 

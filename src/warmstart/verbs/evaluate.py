@@ -21,7 +21,7 @@ from warmstart.tasks import as_dict
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Judged predictions. `metrics`: value, lo and hi of each; `per_example`: arrays of shape (rows,), always `loss`."""
+    """Judged predictions. `metrics`: value, lo, hi of each; `per_example`: arrays of shape (rows,), always `loss`."""
 
     task: str
     rows: int
@@ -74,9 +74,7 @@ def evaluate(
     return evaluate_rows(pipeline, list(rows), progress=progress)
 
 
-def evaluate_rows(
-    pipeline: Pipeline, rows: list[Row], *, progress: Callable[[int], None] | None = None
-) -> Evaluation:
+def evaluate_rows(pipeline: Pipeline, rows: list[Row], *, progress: Callable[[int], None] | None = None) -> Evaluation:
     """`evaluate` for rows that are read already."""
     if not rows:
         raise DataError("no-rows", "there are no rows to evaluate on", fix="check the file, and the columns it has")

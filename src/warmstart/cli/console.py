@@ -1,0 +1,106 @@
+"""What a person sees: messages and progress on stderr, tables with bars on a terminal's stdout."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, TextIO
+
+from warmstart.display import escape_terminal
+
+BAR_WIDTH = 24
+
+
+def is_terminal(stream: TextIO) -> bool:
+    return stream.isatty()
+
+
+def use_color(stream: TextIO) -> bool:
+    """NO_COLOR (no-color.org) and TERM=dumb win; FORCE_COLOR colors a pipe too."""
+    if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
+        return False
+    return bool(os.environ.get("FORCE_COLOR")) or is_terminal(stream)
+
+
+def paint(text: str, style: str, stream: TextIO) -> str:
+    """`text` in an ANSI style ("1" bold, "2" dim, "31" red, "32" green, "33" yellow), where the stream shows color."""
+    return f"\x1b[{style}m{text}\x1b[0m" if use_color(stream) else text
+
+
+def error(text: str) -> None:
+    print(paint("error:", "1;31", sys.stderr), _encodable(_escape_lines(text), sys.stderr), file=sys.stderr)
+
+
+def say(text: str) -> None:
+    """A line for the person, on stderr."""
+    print(_encodable(_escape_lines(text), sys.stderr), file=sys.stderr)
+
+
+def show(text: str) -> None:
+    """A line of result for a person, on stdout."""
+    print(_encodable(text, sys.stdout))
+
+
+def emit(value: Mapping[str, Any] | Sequence[Any]) -> None:
+    """A line of result for a program, on stdout: JSON in ASCII, so that it survives any locale."""
+    print(json.dumps(value, allow_nan=False))
+
+
+def bar(share: float, width: int = BAR_WIDTH) -> str:
+    """A bar for a share between 0 and 1."""
+    full, part = divmod(round(max(0.0, min(1.0, share)) * width * 8), 8)
+    text = "█" * full + (" ▏▎▍▌▋▊▉"[part] if part else "")
+    return text.ljust(width)
+
+
+def listen() -> None:
+    """Show what the library says (logger "warmstart") on stderr."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Formatter())
+    logger = logging.getLogger("warmstart")
+    logger.handlers = [handler]
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+
+
+class Line:
+    """A progress line on stderr: rewritten in place on a terminal, printed now and then elsewhere."""
+
+    def __init__(self, every_seconds: float = 10.0) -> None:
+        self._live = is_terminal(sys.stderr)
+        self._every = 0.1 if self._live else every_seconds
+        self._last = time.monotonic() if not self._live else 0.0
+
+    def update(self, text: str, *, last: bool = False) -> None:
+        now = time.monotonic()
+        if not last and now - self._last < self._every:
+            return
+        self._last = now
+        text = _encodable(text, sys.stderr)
+        if self._live:
+            print(f"\r\x1b[K{text}", end="\n" if last else "", file=sys.stderr, flush=True)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+
+class _Formatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        text = _encodable(_escape_lines(record.getMessage()), sys.stderr)
+        if record.levelno >= logging.WARNING:
+            return f"{paint('warning:', '33', sys.stderr)} {text}"
+        return paint(text, "2", sys.stderr)
+
+
+def _escape_lines(text: str) -> str:
+    """Safe to show, line by line: a label or a file name in a message may come from a stranger."""
+    return "\n".join(escape_terminal(line) for line in text.split("\n"))
+
+
+def _encodable(text: str, stream: TextIO) -> str:
+    """What the stream's encoding cannot show becomes an escape: LANG=C is no reason for a traceback."""
+    encoding = stream.encoding or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)

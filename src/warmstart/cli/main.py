@@ -1,0 +1,97 @@
+"""The `warmstart` command: finds the command's file, and turns every outcome into an exit code.
+
+0 ok · 1 failure · 2 usage · 3 data · 4 checkpoint · 5 partial · 130 interrupt · 141 the reader of our output left
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Mapping, Sequence
+
+import click
+
+import warmstart
+from warmstart.cli import console
+from warmstart.errors import UsageError, WarmstartError, did_you_mean
+
+# Each command's file is imported when it is asked for, so that --help stays quick.
+COMMANDS: Mapping[str, str] = {
+    "predict": "Predict for texts, a file or a pipe.",
+    "train": "Fine-tune a checkpoint on labelled rows.",
+    "evaluate": "Judge a checkpoint on labelled rows.",
+    "inspect": "Show what a checkpoint is, without building it.",
+    "get": "Fetch a checkpoint into the cache.",
+    "tasks": "List the tasks, their row fields and predictions.",
+    "doctor": "Check this machine and installation.",
+    "demo": "Fine-tune, evaluate, save, reload and predict on real reviews.",
+}
+
+
+class _Commands(click.Group):
+    """A group whose commands are files of this folder."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"warmstart.cli.{cmd_name}")
+        command: click.Command = module.command
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] not in COMMANDS:
+            raise UsageError(
+                "command-unknown",
+                f"there is no command {args[0]!r}",
+                value=args[0],
+                fix=did_you_mean(args[0], COMMANDS),
+            )
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(
+    cls=_Commands,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog='Begin with: warmstart predict "I love LangChain!"',
+)
+@click.version_option(warmstart.__version__, prog_name="warmstart")
+def root() -> None:
+    """From a pretrained Hugging Face checkpoint to predictions, fine-tuning and evaluation."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit with its code. No traceback for a person's fault."""
+    sys.exit(run(arguments))
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    try:
+        root.main(args=None if arguments is None else list(arguments), prog_name="warmstart", standalone_mode=False)
+        sys.stdout.flush()
+    except WarmstartError as error:
+        console.error(str(error))
+        return error.exit_code
+    except click.exceptions.Exit as stop:
+        return stop.exit_code
+    except click.ClickException as error:
+        console.error(error.format_message())
+        return 2
+    except (KeyboardInterrupt, click.Abort):
+        console.error("interrupted")
+        return 130
+    except BrokenPipeError:
+        # Whatever is still buffered has no reader: point stdout at nothing, or Python complains while exiting.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    return 0

@@ -1,0 +1,49 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from warmstart.errors import UsageError
+
+
+def _pairs(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+    pairs = {}
+    for value in values:
+        name, equals, rest = value.partition("=")
+        if not equals or not name:
+            raise UsageError(
+                "pair-malformed", f"{parameter.opts[-1]} takes name=value", value=value, fix="write name=value"
+            )
+        pairs[name.strip()] = rest.strip()
+    return pairs
+
+
+def _typed_pairs(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, Any]:
+    return {name: _typed(text) for name, text in _pairs(ctx, parameter, values).items()}
+
+
+def _typed(text: str) -> Any:
+    """A number or a truth value where the text writes one, else the text."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+task_option = click.option("--task", help="A task name; the checkpoint's own otherwise. See `warmstart tasks`.")
+device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
+columns_option = click.option(
+    "--column", "columns", multiple=True, callback=_pairs, metavar="FIELD=COLUMN", help="Pin a column, e.g. text=body."
+)
+option_option = click.option(
+    "--option",
+    "options",
+    multiple=True,
+    callback=_typed_pairs,
+    metavar="NAME=VALUE",
+    help="A task option, e.g. long_text=windows or max_length=128.",
+)

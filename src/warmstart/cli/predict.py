@@ -1,0 +1,116 @@
+"""`warmstart predict`: texts, a file or a pipe in; a table on a terminal, JSONL elsewhere."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import click
+
+from warmstart.cli import console
+from warmstart.cli.options import columns_option, device_option, option_option, task_option
+from warmstart.display import escape_terminal
+from warmstart.errors import UsageError
+
+
+@click.command("predict")
+@click.argument("texts", nargs=-1)
+@click.option("-m", "--model", default="starter", show_default=True, help="A folder, run, hub id or starter name.")
+@click.option("-i", "--input", "input_path", help="A file of rows; - reads stdin.")
+@click.option("-o", "--output", help="A file for the predictions (.jsonl, .csv, .parquet); stdout otherwise.")
+@click.option("--max-tokens", type=click.IntRange(min=1), help="Padded tokens a batch may hold.")
+@click.option("--skip-errors", is_flag=True, help="Go on after a bad row; exit code 5 if there was any.")
+@click.option("--json", "as_json", is_flag=True, help="JSONL, on a terminal too.")
+@task_option
+@columns_option
+@option_option
+@device_option
+def command(
+    texts: tuple[str, ...],
+    model: str,
+    input_path: str | None,
+    output: str | None,
+    max_tokens: int | None,
+    skip_errors: bool,
+    as_json: bool,
+    task: str | None,
+    columns: dict[str, str],
+    options: dict[str, Any],
+    device: str,
+) -> None:
+    """Predict for TEXTS, for the rows of a file (-i), or for what is piped in.
+
+    \b
+    warmstart predict "I love LangChain!"
+    warmstart predict -m runs/a -i reviews.csv -o predictions.jsonl
+    cat reviews.txt | warmstart predict > predictions.jsonl
+    """
+    console.listen()
+    if texts and input_path:
+        raise UsageError("input-twice", "texts and -i are both given", fix="give one of the two")
+    if not texts and not input_path:
+        if console.is_terminal(sys.stdin):
+            raise UsageError("input-missing", "there is nothing to predict for", fix='e.g. warmstart predict "a text"')
+        input_path = "-"
+    from warmstart import rows as warmstart_rows
+    from warmstart.engine import MAX_TOKENS
+    from warmstart.tasks import as_dict
+    from warmstart.verbs.load import load
+
+    if output is not None and input_path is not None:
+        warmstart_rows.check_output(output, [input_path])
+    pipe = load(model, task=task, options=options, device=device)
+    stream = None
+    if texts:
+        rows: Any = list(warmstart_rows.texts(list(texts)))
+    else:
+        rows = stream = warmstart_rows.read(
+            input_path or "-", fields=pipe.task.fields, columns=columns, on_error="skip" if skip_errors else "fail"
+        )
+    seen: list[Any] = []
+    predictions = pipe.predict_rows(_remember(rows, seen), max_tokens=max_tokens or MAX_TOKENS)
+    if output is None and not as_json and console.is_terminal(sys.stdout):
+        for prediction in predictions:
+            _show(seen.pop(0), as_dict(prediction))
+    else:
+        inputs = [input_path] if input_path else []
+        with warmstart_rows.open_writer(
+            output or "-", inputs=inputs, columns=stream.columns if stream else None
+        ) as writer:
+            for prediction in predictions:
+                writer.write(as_dict(prediction), seen.pop(0))
+    if stream is not None and stream.skipped:
+        for error in stream.errors:
+            console.say(str(error))
+        console.error(f"{stream.skipped:,} rows were skipped")
+        raise click.exceptions.Exit(5)
+
+
+def _remember(rows: Any, seen: list[Any]) -> Iterator[Any]:
+    """The rows as they pass, kept until their predictions come (a window of rows at most)."""
+    for row in rows:
+        seen.append(row)
+        yield row
+
+
+def _show(row: Any, prediction: dict[str, Any]) -> None:
+    """A prediction for a person: the text, and a bar for each of the best scores."""
+    width = shutil.get_terminal_size().columns
+    text = " / ".join(escape_terminal(str(row[name])) for name in ("text", "text_pair") if row.get(name))
+    console.show(console.paint(text if len(text) <= width else text[: max(1, width - 1)] + "…", "1", sys.stdout))
+    scores = prediction.get("scores")
+    if isinstance(scores, dict):
+        for label, score in sorted(scores.items(), key=lambda item: -item[1])[:5]:
+            shown = escape_terminal(label)[:28]
+            filled = console.bar(score) if 0 <= score <= 1 and len(scores) > 1 else ""
+            style = "32" if label == prediction["label"] or label in prediction["label"] else "2"
+            console.show(f"  {shown:<28} {console.paint(filled, style, sys.stdout)} {score:.4f}")
+    else:
+        for name, value in prediction.items():
+            if name not in ("tokens", "truncated", "flags"):
+                shown = ", ".join(f"{part:.4f}" for part in value[:6]) if isinstance(value, list) else str(value)
+                console.show(f"  {name}  [{shown}, …] {len(value)} values" if isinstance(value, list) else shown)
+    remarks = [*prediction["flags"], *(["cut to the limit"] if prediction["truncated"] else [])]
+    console.show(console.paint(f"  {prediction['tokens']} tokens{''.join(', ' + r for r in remarks)}", "2", sys.stdout))
