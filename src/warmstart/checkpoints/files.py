@@ -8,18 +8,14 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import stat
 from pathlib import Path
 from typing import Any
 
 from warmstart.errors import CheckpointError, Where
 
-JSON_LIMIT = 16 << 20  # bytes; the largest honest config or index is far below
+JSON_LIMIT = 8 << 20  # bytes; the largest honest config or index is far below
 MAX_DEPTH = 64  # nesting of objects and lists
-
-# A string or one bracket. Possessive, and an unclosed string runs to the end: linear on every input.
-_BRACKETS = re.compile(rb'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)|[\[\]{}]', re.DOTALL)
 
 
 def find_file(folder: Path, name: str) -> Path | None:
@@ -134,10 +130,11 @@ def read_json(path: Path, limit: int = JSON_LIMIT) -> dict[str, Any]:
 
 def parse_json(data: bytes, where: Where) -> dict[str, Any]:
     """A JSON object from bytes; see `read_json`. Time and memory are linear in the bytes."""
-    _check_depth(data, where)
     try:
         value = json.loads(data.decode("utf-8-sig"), object_pairs_hook=_unique(where))
-    except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
+    except RecursionError:
+        raise _too_deep(where) from None
+    except ValueError as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
         offset = error.pos if isinstance(error, json.JSONDecodeError) else None
         raise CheckpointError(
             "json-invalid",
@@ -154,24 +151,32 @@ def parse_json(data: bytes, where: Where) -> dict[str, Any]:
             value=data[:60],
             fix="the file is damaged or of another kind: get the checkpoint again",
         )
+    _check_depth(value, where)
     return value
 
 
-def _check_depth(data: bytes, where: Where) -> None:
-    depth = 0
-    for match in _BRACKETS.finditer(data):
-        first = match[0][:1]
-        if first in b"[{":
-            depth += 1
-            if depth > MAX_DEPTH:
-                raise CheckpointError(
-                    "json-too-deep",
-                    f"the JSON is nested more than {MAX_DEPTH} levels deep",
-                    where=Where(source=where.source, offset=match.start()),
-                    fix="no honest checkpoint needs this: do not use it unless you know its author",
-                )
-        elif first in b"]}":
-            depth -= 1
+def _check_depth(value: object, where: Where) -> None:
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        inside: list[object] = []
+        for item in level:
+            if isinstance(item, dict):
+                inside += [part for part in item.values() if isinstance(part, dict | list)]
+            elif isinstance(item, list):
+                inside += [part for part in item if isinstance(part, dict | list)]
+        if not inside:
+            return
+        level = inside
+    raise _too_deep(where)
+
+
+def _too_deep(where: Where) -> CheckpointError:
+    return CheckpointError(
+        "json-too-deep",
+        f"the JSON is nested more than {MAX_DEPTH} levels deep",
+        where=where,
+        fix="no honest checkpoint needs this: do not use it unless you know its author",
+    )
 
 
 def _unique(where: Where) -> Any:
