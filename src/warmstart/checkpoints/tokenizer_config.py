@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from pathlib import Path
 
 from warmstart.checkpoints.files import find_file, read_json
-
-logger = logging.getLogger("warmstart")
 
 NAME = "tokenizer_config.json"
 # Code, positional arguments for the constructor, and paths of other files.
@@ -17,7 +14,7 @@ _BOOKKEEPING = frozenset({"_commit_hash", "_from_auto", "_name_or_path"})
 
 
 def unsafe_tokenizer_keys(folder: Path) -> tuple[str, ...]:
-    """Keys of tokenizer_config.json in a resolved folder that must not be obeyed, in their order; said as warnings.
+    """Keys of tokenizer_config.json in a resolved folder that must not be obeyed, in their order.
 
     Null values ask for nothing and are left alone. Raises the file and JSON errors of `files.read_json`.
     """

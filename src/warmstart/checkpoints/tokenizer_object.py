@@ -20,6 +20,11 @@ from warmstart.errors import CheckpointError
 
 logger = logging.getLogger("warmstart")
 
+_VOCABULARIES = (
+    *("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model"),
+    *("spm.model", "source.spm", "tekken.json", "bpe.codes"),
+)
+
 
 def load_tokenizer(verified: Verified) -> PreTrainedTokenizerBase:
     """The very tokenizer that AutoTokenizer gives for this folder, with a padding token in every case.
@@ -30,10 +35,9 @@ def load_tokenizer(verified: Verified) -> PreTrainedTokenizerBase:
     Raises CheckpointError `tokenizer-missing`, `tokenizer-invalid`, `pad-token-missing`.
     """
     folder = verified.folder
+    _check_vocabulary(folder)
     config = load_config(verified)
     unsafe = unsafe_tokenizer_keys(folder)
-    if unsafe:
-        logger.warning("%s: tokenizer_config.json: %s never obeyed; dropped", folder.name, ", ".join(unsafe))
     try:
         with quiet_transformers():
             tokenizer = _tokenizer_without(folder, unsafe, config) if unsafe else _auto_tokenizer(folder, config)
@@ -77,15 +81,18 @@ def _tokenizer_without(folder: Path, unsafe: tuple[str, ...], config: PreTrained
     return tokenizer
 
 
-def _tokenizer_error(folder: Path, error: BaseException) -> CheckpointError:
-    files = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
-    if not any((folder / name).exists() for name in files):
-        return CheckpointError(
+def _check_vocabulary(folder: Path) -> None:
+    """From a folder without one, transformers 5 builds an empty tokenizer and says nothing."""
+    if not any((folder / name).exists() for name in _VOCABULARIES):
+        raise CheckpointError(
             "tokenizer-missing",
             "the folder has no tokenizer",
             where=str(folder),
             fix="save it beside the model (tokenizer.save_pretrained(folder)), or copy its tokenizer.json there",
         )
+
+
+def _tokenizer_error(folder: Path, error: BaseException) -> CheckpointError:
     return CheckpointError(
         "tokenizer-invalid",
         f"transformers cannot load the tokenizer: {str(error).strip()[:300] or type(error).__name__}",

@@ -6,6 +6,7 @@ import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,14 @@ from warmstart.checkpoints.files import find_file, read_json
 from warmstart.checkpoints.labels import read_labels
 from warmstart.checkpoints.manifest import check_manifest
 from warmstart.checkpoints.safetensors_file import TensorInfo, nonfinite_tensors
+from warmstart.checkpoints.tokenizer_config import unsafe_tokenizer_keys
 from warmstart.checkpoints.weights import adapter_refused, read_weights
 from warmstart.errors import CheckpointError
 
 logger = logging.getLogger("warmstart")
 
+_ENTRIES_LIMIT = 20_000
+_LOADED = frozenset({".json", ".txt", ".model", ".jinja", ".safetensors"})
 SCAN_LIMIT = 4 << 30  # bytes of weights that are looked through for NaN; about 1 GB a second
 
 # By the end of the architecture's name.
@@ -86,8 +90,8 @@ class Verified:
 def verify(folder: Path) -> Verified:
     """Check a checkpoint folder. Imports neither torch nor transformers, builds nothing, runs nothing of the folder's.
 
-    Raises CheckpointError: `folder-missing`, `adapter-unsupported`, `distributed-unsupported`, and those of
-    `config.read_config`, `weights.read_weights`, `config.check_sizes`, `labels.read_labels`,
+    Raises CheckpointError: `folder-missing`, `folder-too-large`, `adapter-unsupported`, `distributed-unsupported`,
+    and those of `config.read_config`, `weights.read_weights`, `config.check_sizes`, `labels.read_labels`,
     `tokenizer_file.check_tokenizer` and `manifest.check_manifest`.
 
     >>> verified = verify(find("starter-encoder").folder)  # doctest: +SKIP
@@ -95,6 +99,7 @@ def verify(folder: Path) -> Verified:
     ('sentence-embedding', 512, 103)
     """
     folder = _resolve(folder)
+    _check_entries(folder)
     config, dropped = config_file.read_config(folder)
     findings = [*dropped, *check_manifest(folder), *_code_files(folder)]
     tensors = read_weights(folder)
@@ -103,6 +108,7 @@ def verify(folder: Path) -> Verified:
     purpose = _purpose(config)
     head_rows = _head_rows(purpose, tensors)
     labels = read_labels(config, config_path, head_rows if purpose in _LABELLED else None)
+    findings += _unsafe_tokenizer_keys(folder)
     findings += tokenizer_file.check_tokenizer(folder, _embedding_rows(config, tensors))
     findings += _check_finite(folder, tensors)
     return Verified(
@@ -138,6 +144,27 @@ def _resolve(folder: Path) -> Path:
             fix="consolidate it to safetensors where you trust it (save_pretrained of the full model)",
         )
     return resolved
+
+
+def _check_entries(folder: Path) -> None:
+    """Every file that a loader may open is a regular file inside the folder: nothing hangs, nothing leads outside."""
+    for number, path in enumerate(chain(folder.glob("*"), folder.glob("*/*"))):
+        if number >= _ENTRIES_LIMIT:
+            raise CheckpointError(
+                "folder-too-large",
+                f"the folder has more than {_ENTRIES_LIMIT:,} entries",
+                where=str(folder),
+                fix="give the checkpoint's own folder, not one that holds it",
+            )
+        if path.suffix in _LOADED:
+            find_file(folder, path.relative_to(folder).as_posix())
+
+
+def _unsafe_tokenizer_keys(folder: Path) -> tuple[str, ...]:
+    findings = tuple(f"tokenizer_config.json: {key} is never obeyed; dropped" for key in unsafe_tokenizer_keys(folder))
+    for finding in findings:
+        logger.warning("%s: %s", folder.name, finding)
+    return findings
 
 
 def _code_files(folder: Path) -> tuple[str, ...]:
