@@ -67,5 +67,5 @@ def _subtitle(records: Records) -> str:
     known = {**records.provenance, **records.config}
     said = [str(known[key]) for key in ("task", "model", "checkpoint") if isinstance(known.get(key), str)]
     if records.steps and isinstance(epoch := records.steps[-1].get("epoch"), int | float):
-        said.append(f"{epoch:.3g} epochs")
+        said.append(f"epoch {epoch:.3g}")
     return " · ".join(dict.fromkeys(said)) or "A training run."
