@@ -73,7 +73,7 @@ def command(
     predictions = pipe.predict_rows(_remember(rows, seen), max_tokens=max_tokens or MAX_TOKENS)
     if output is None and not as_json and console.is_terminal(sys.stdout):
         for prediction in predictions:
-            _show(seen.pop(0), as_dict(prediction))
+            show_prediction(seen.pop(0), as_dict(prediction))
     else:
         inputs = [input_path] if input_path else []
         with warmstart_rows.open_writer(
@@ -95,7 +95,7 @@ def _remember(rows: Any, seen: list[Any]) -> Iterator[Any]:
         yield row
 
 
-def _show(row: Any, prediction: dict[str, Any]) -> None:
+def show_prediction(row: Any, prediction: dict[str, Any]) -> None:
     """A prediction for a person: the text, and a bar for each of the best scores."""
     width = shutil.get_terminal_size().columns
     text = " / ".join(escape_terminal(str(row[name])) for name in ("text", "text_pair") if row.get(name))

@@ -24,11 +24,11 @@ class TrainConfig(BaseModel):
     max_steps: int | None = Field(default=None, gt=0, description="stop after this many optimizer steps")
     batch_size: int = Field(default=32, gt=0, description="rows a micro-batch")
     max_tokens: int | None = Field(
-        default=None, gt=0, description="padded tokens a micro-batch; None: batch_size alone rules"
+        default=None, gt=0, description="padded tokens a micro-batch may hold, beside batch_size"
     )
     accumulate: int = Field(default=1, gt=0, description="micro-batches an optimizer step")
     learning_rate: float | None = Field(
-        default=None, gt=0, description="peak; None: 0.04 / hidden size (1e-4 for MiniLM)"
+        default=None, gt=0, description="peak; None: 0.04 / hidden size"
     )
     weight_decay: float = Field(default=0.01, ge=0, description="AdamW's; never on norms and biases")
     warmup: float = Field(default=0.1, ge=0, lt=1, description="share of all steps over which the rate rises from 0")
@@ -36,13 +36,13 @@ class TrainConfig(BaseModel):
     clip: float | None = Field(default=1.0, gt=0, description="largest gradient norm; None: gradients are not clipped")
     seed: int = Field(default=0, ge=0, description="order, masks, dropout and a fresh head are functions of it")
     patience: int | None = Field(
-        default=None, gt=0, description="evaluations without a better loss before stopping early"
+        default=None, gt=0, description="evaluations without a better one that end the run"
     )
     evaluate_every: int | None = Field(
-        default=None, gt=0, description="optimizer steps; None: at the end of each epoch"
+        default=None, gt=0, description="optimizer steps; None: after each epoch"
     )
     save_every: int | None = Field(
-        default=None, gt=0, description="optimizer steps between kept checkpoints; None: none"
+        default=None, gt=0, description="optimizer steps between checkpoints; None: none"
     )
     keep: int = Field(default=2, gt=0, description="how many of those checkpoints are kept, the newest")
     precision: Literal["fp32", "bf16"] = Field(default="fp32", description="bf16: autocast, weights stay float32")
