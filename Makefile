@@ -1,0 +1,47 @@
+# Two commands do everything: `make demo` and `make test`. Each sets up .venv first, and only once.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help demo test check format starter accuracy clean
+
+help:
+	@echo "make demo      fine-tune, evaluate, save, reload and predict on real reviews"
+	@echo "make test      the whole test suite"
+	@echo "make check     lint, format, types, import rules"
+	@echo "make format    format the code and mend what the linter can"
+	@echo "make accuracy  train and judge every data set with every seed (about an hour)"
+	@echo "make starter   make the default classifier again"
+
+# pip, because torch==2.13.0 is pinned to a build pip finds; --no-deps keeps the pins the only word on versions.
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --no-deps -r constraints.txt
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $(READY)
+
+demo: $(READY)
+	$(BIN)/warmstart demo
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest tests/test_architecture.py
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+starter: $(READY)
+	$(BIN)/python scripts/make_starter.py
+
+accuracy: $(READY)
+	$(BIN)/python benchmarks/accuracy.py
+
+clean:
+	rm -rf $(VENV)
