@@ -1,4 +1,4 @@
-"""Accuracy of fine-tuned MiniLM on real data: `make accuracy` trains every data set with every seed and writes the table.
+"""Accuracy of fine-tuned MiniLM on real data: `make accuracy` trains each data set with each seed and writes the table.
 
 Each run goes through `ws.train` and `ws.evaluate` as anybody's would. Runs that `accuracy.jsonl` already has for the
 same code version and settings are not repeated; `--fresh` repeats them. The test part is read once, after training.
@@ -38,12 +38,15 @@ class Case:
 
 
 CASES = (
-    Case("reviews", "reviews/train.jsonl", "reviews/test.jsonl", "accuracy", "reviews/validation.jsonl", floor=0.82),
+    Case(
+        "reviews", "reviews/train.jsonl", "reviews/test.jsonl", "accuracy", "reviews/validation.jsonl",
+        settings={"epochs": 2}, floor=0.82,
+    ),
     Case("questions", "questions/train.csv", "questions/test.csv", "accuracy", floor=0.955),
-    Case("intents", "intents/train.jsonl", "intents/test.jsonl", "accuracy", floor=0.93),
+    Case("intents", "intents/train.jsonl", "intents/test.jsonl", "accuracy", settings={"epochs": 5}, floor=0.93),
     Case("entailment", "entailment/train.jsonl", "entailment/test.jsonl", "accuracy"),
     Case("similarity", "similarity/train.csv", "similarity/test.csv", "spearman", "similarity/validation.csv"),
-)
+)  # fmt: skip
 
 
 def main() -> None:
@@ -103,9 +106,9 @@ def table() -> str:
     lines = [
         "# Accuracy",
         "",
-        "all-MiniLM-L6-v2 (`starter-encoder`), fine-tuned by `ws.train` and judged by `ws.evaluate` on the test part, with",
-        "95 % intervals. Written by `make accuracy`; the raw records are in `accuracy.jsonl`. Settings not named are the",
-        "defaults of `TrainConfig`. Seconds are of a shared two-core machine, for orientation only.",
+        "all-MiniLM-L6-v2 (`starter-encoder`), fine-tuned by `ws.train` and judged by `ws.evaluate` on the test part,",
+        "with 95 % intervals. Written by `make accuracy`; the raw records are in `accuracy.jsonl`. Settings not named are",
+        "the defaults of `TrainConfig`. Seconds are of a shared two-core machine, for orientation only.",
         "",
         "| data | settings | metric | seed | value | 95 % interval | promised | train s |",
         "|---|---|---|---|---|---|---|---|",

@@ -42,9 +42,7 @@ def main() -> None:
         )
         lost = make_delta(base, run.model, work / "delta", RANK)
         whole = ws.evaluate(run.pipeline, movie_reviews("test"))
-        shipped = ws.evaluate(
-            ws.load(materialise(base, work / "delta", work / "starter")), movie_reviews("test")
-        )
+        shipped = ws.evaluate(ws.load(materialise(base, work / "delta", work / "starter")), movie_reviews("test"))
         report = {
             "trained_on": "movie-review snippets of vaderSentiment 3.3.2, training part (buckets 0 to 7)",
             "config": CONFIG.model_dump(),
