@@ -23,14 +23,14 @@ MIB = 1024 * 1024
 @contextmanager
 def within(seconds: float, mib: float) -> Iterator[None]:
     """Fails when the block takes longer, or allocates more at its peak."""
-    start = time.monotonic()
+    start = time.process_time()
     tracemalloc.start()
     try:
         yield
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert time.monotonic() - start < seconds
+    assert time.process_time() - start < seconds
     assert peak < mib * MIB
 
 

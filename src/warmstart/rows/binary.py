@@ -123,7 +123,7 @@ def _gunzipped(stream: io.BufferedReader, name: str, limits: Limits) -> Iterator
             break
         inside = True
         given += len(chunk)
-        if given > limits.ratio_floor_bytes and given > limits.max_ratio * taken:
+        if given > limits.ratio_floor_bytes and given > limits.max_ratio * (taken - len(decoder.unconsumed_tail)):
             raise DataError(
                 "decompression-bomb",
                 f"more than {limits.max_ratio} bytes come out of each compressed byte",

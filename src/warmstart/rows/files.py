@@ -160,7 +160,7 @@ def _parse(stream: io.BufferedReader, form: _Form) -> Iterator[Raw]:
 
 def _plain_text(stream: io.BufferedReader, form: _Form) -> Iterator[Raw]:
     """Every line is a row, a blank one too: predictions then line up with lines."""
-    lines = read_lines(stream, name=form.name, encoding=form.encoding, limits=form.limits)
+    lines = read_lines(stream, name=form.name, encoding=form.encoding, limits=form.limits, blank=True)
     for row, line in enumerate(lines):
         if isinstance(line, DataError):
             yield line
@@ -173,9 +173,12 @@ def _watched(rows: Callable[[], Iterator[Raw]], path: Path, name: str, fingerpri
     """The rows, with the file's fingerprint checked before the first and after the last."""
     check_unchanged(path, name, fingerprint)
     try:
-        yield from rows()
+        for raw in rows():
+            if isinstance(raw, DataError):
+                check_unchanged(path, name, fingerprint)  # explains damage better than the damage does
+            yield raw
     except DataError:
-        check_unchanged(path, name, fingerprint)  # a file that changed explains damage better than the damage does
+        check_unchanged(path, name, fingerprint)
         raise
     check_unchanged(path, name, fingerprint)
 

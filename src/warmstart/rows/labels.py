@@ -176,13 +176,18 @@ def unseen(
 
 
 def check_training_labels(
-    values: Iterable[object], labels: Labels | None = None, *, source: str = "the training rows"
+    values: Iterable[object],
+    labels: Labels | None = None,
+    *,
+    wheres: Iterable[Where | None] | None = None,
+    source: str = "the training rows",
 ) -> tuple[str, ...]:
     """Whether a single-label split can be trained on at all. Returns, and logs as warnings, what is merely doubtful:
     classes with one row, and classes of `labels` without any.
 
     Raises `DataError` "split-empty", "label-one-class" (nothing to tell apart), and "label-every-row-differs" (twenty
-    or more rows, each with a class of its own: not a label column). With `labels` also what `Labels.index` raises.
+    or more rows, each with a class of its own: not a label column); and what `Labels.learn` raises for a label that is
+    none, or with `labels`, what `Labels.index` does.
 
         >>> check_training_labels(["a", "a", "b"])
         ("class 'b' has one row only in the training rows",)
@@ -190,8 +195,11 @@ def check_training_labels(
     values = list(values)
     if not values:
         raise _empty(f"there are no rows in {source}")
-    known = labels or Labels.learn(values)
-    counts = Counter(known.names[known.index(value)] for value in values)
+    names: dict[str, str] = {}  # spelled alike but for case: the first of them
+    counts: Counter[str] = Counter()
+    for value, where in zip(values, wheres if wheres is not None else repeat(None), strict=False):
+        name = spelling(value, where) if labels is None else labels.names[labels.index(value, where)]
+        counts[names.setdefault(name.casefold(), name) if labels is None else name] += 1
     if len(counts) == 1:
         raise DataError(
             "label-one-class",
@@ -207,7 +215,7 @@ def check_training_labels(
             fix="check the label column; numbers may want regression",
         )
     single = [name for name, count in counts.items() if count == 1]
-    absent = [name for name in known.names if name not in counts]
+    absent = [name for name in (labels.names if labels else ()) if name not in counts]
     said = []
     if single:
         said.append(f"{_classes(single)} one row only in {source}")

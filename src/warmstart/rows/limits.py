@@ -15,7 +15,7 @@ class Limits:
     max_document_bytes: int = 256 * MIB  # one JSON document, which has to be read whole
     max_depth: int = 64  # nesting of JSON values and of Arrow types
     max_ratio: int = 200  # decompressed bytes for one compressed byte ...
-    ratio_floor_bytes: int = 64 * MIB  # ... counted only above this size: small files compress as they like
+    ratio_floor_bytes: int = 16 * MIB  # ... counted only above this size: small files compress as they like
     max_batch_bytes: int = 16 * MIB  # decoded columnar rows held at a time (a single larger row still passes)
     max_columns: int = 10_000  # distinct column names in one source
     max_directory_entries: int = 10_000  # entries looked at in a directory

@@ -30,18 +30,22 @@ class Line(NamedTuple):
 
 
 def read_lines(
-    stream: io.BufferedReader, *, name: str, encoding: str | None, limits: Limits
+    stream: io.BufferedReader, *, name: str, encoding: str | None, limits: Limits, blank: bool = False
 ) -> Iterator[Line | DataError]:
     """The lines of a byte stream; a line that is too long or not in the encoding comes as its error.
 
     UTF-8, or by its byte order mark UTF-16 or UTF-32, or the pinned `encoding`. A lone \\r, U+2028 and NUL are text.
-    An over-long line is passed over in bounded memory.
+    An over-long line is passed over in bounded memory. Runs of empty lines are counted but, without `blank`, not given.
     """
     stream, encoding, offset = decoded(stream, name=name, encoding=encoding)
     number = 0
     while data := stream.readline(limits.max_line_bytes + 1):
         number += 1
         start, offset = offset, offset + len(data)
+        if data == b"\n" and not blank:
+            run = _skip_empty(stream)
+            number, offset = number + run, offset + run
+            continue
         if len(data) > limits.max_line_bytes and not data.endswith(b"\n"):
             offset += _skip_line(stream)
             yield _too_long(name, number, start, offset - start, limits)
@@ -118,6 +122,18 @@ def _skip_line(stream: io.BufferedReader) -> int:
         end = held.find(b"\n")
         skipped += len(stream.read(len(held) if end < 0 else end + 1))
         if end >= 0:
+            break
+    return skipped
+
+
+def _skip_empty(stream: io.BufferedReader) -> int:
+    """Pass over line feeds. A small gzip can hold millions of them: one by one they would take minutes."""
+    skipped = 0
+    while held := stream.peek(1):
+        run = len(held) - len(held.lstrip(b"\n"))
+        stream.read(run)
+        skipped += run
+        if run < len(held):
             break
     return skipped
 
