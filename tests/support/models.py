@@ -1,13 +1,14 @@
-"""Tiny, randomly initialised checkpoints of the text families, each with a small tokenizer trained in place."""
+"""Tiny, randomly initialised checkpoints of the text families, each with a small tokenizer made in place."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
@@ -78,7 +79,7 @@ def _label_tables(labels: Sequence[str]) -> dict[str, Any]:
 
 
 def tiny_tokenizer(family: str) -> PreTrainedTokenizerFast:
-    """A tokenizer of the family's kind: WordPiece, or byte-level BPE; a few hundred tokens."""
+    """A tokenizer of the family's kind: WordPiece, or byte-level BPE; a few hundred tokens, the same at every call."""
     if family in ("bert", "distilbert"):
         return _word_piece()
     return _byte_level(family)
@@ -86,15 +87,13 @@ def tiny_tokenizer(family: str) -> PreTrainedTokenizerFast:
 
 def _word_piece() -> PreTrainedTokenizerFast:
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    letters = [chr(code) for code in range(ord("!"), ord("~") + 1) if not chr(code).isupper()]
+    pieces = [*special, *letters, *(f"##{letter}" for letter in letters), *(w for w in _words() if len(w) > 1)]
+    vocab = {piece: i for i, piece in enumerate(pieces)}
+    tokenizer = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]", max_input_chars_per_word=100))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
-    letters = [chr(code) for code in range(ord("!"), ord("~") + 1)]
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=400, special_tokens=special, initial_alphabet=letters, show_progress=False
-    )
-    tokenizer.train_from_iterator(_CORPUS, trainer)
     ids = {token: tokenizer.token_to_id(token) for token in special}
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
@@ -112,16 +111,20 @@ def _word_piece() -> PreTrainedTokenizerFast:
     )
 
 
+def _words() -> list[str]:
+    """The corpus's words in lower case, each once, in order."""
+    return list(dict.fromkeys(re.findall(r"[a-z]+", " ".join(_CORPUS).lower())))
+
+
 def _byte_level(family: str) -> PreTrainedTokenizerFast:
     special = ["<|endoftext|>"] if family == "gpt2" else ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
-    tokenizer = Tokenizer(models.BPE())
+    # Words are merged letter by letter from the left: w + a, wa + r, … Training would break ties at random.
+    merges = dict.fromkeys((word[:i], word[i]) for word in _words() for i in range(1, len(word)))
+    pieces = [*special, *sorted(pre_tokenizers.ByteLevel.alphabet()), *(left + right for left, right in merges)]
+    tokenizer = Tokenizer(models.BPE({piece: i for i, piece in enumerate(pieces)}, list(merges)))
+    tokenizer.add_special_tokens(special)
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=400, special_tokens=special, initial_alphabet=sorted(alphabet), show_progress=False
-    )
-    tokenizer.train_from_iterator(_CORPUS, trainer)
     if family == "gpt2":
         end = "<|endoftext|>"
         return PreTrainedTokenizerFast(

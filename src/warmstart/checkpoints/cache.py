@@ -42,13 +42,16 @@ def fill_once(target: Path, write: Callable[[Path], None]) -> Path:
         return target
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(target.with_name(f".{target.name}.lock")):
-            return target if target.is_dir() else commit_folder(target, write)
-    except PermissionError as error:
+        lock = filelock.FileLock(target.with_name(f".{target.name}.lock"))
+        lock.acquire()
+    except OSError as error:
         raise CheckpointError(
             "cache-unwritable",
-            "the cache cannot be written",
+            f"the cache cannot be written: {error.strerror or error}",
             where=str(target.parent),
-            value=error.strerror,
             fix="set WARMSTART_CACHE to a folder you may write to",
         ) from error
+    try:
+        return target if target.is_dir() else commit_folder(target, write)
+    finally:
+        lock.release()

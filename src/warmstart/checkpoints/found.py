@@ -69,6 +69,8 @@ def cached_names() -> tuple[str, ...]:
 
 
 def _find_local(text: str) -> Found | None:
+    if not text:  # an empty path would be the current folder
+        return None
     try:
         path = Path(text).expanduser()
         if path.is_dir():

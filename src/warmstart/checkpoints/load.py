@@ -17,11 +17,10 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from warmstart.checkpoints.config import NAME as CONFIG_NAME
 from warmstart.checkpoints.config_object import last_line, load_config, say_dropped_keys
-from warmstart.checkpoints.files import find_file
 from warmstart.checkpoints.loaded_weights import check_weights, is_head
 from warmstart.checkpoints.manifest import check_manifest
 from warmstart.checkpoints.quiet import quiet_transformers
-from warmstart.checkpoints.tokenizer_object import load_tokenizer
+from warmstart.checkpoints.tokenizer_object import has_vocabulary, load_tokenizer
 from warmstart.checkpoints.verified import Verified
 from warmstart.checkpoints.weights import read_weights
 from warmstart.errors import CheckpointError, UsageError, did_you_mean
@@ -160,5 +159,5 @@ def _renew_head(auto: Any, model: PreTrainedModel, info: Mapping[str, Any]) -> N
 
 def _set_pad_token_id(verified: Verified, config: PreTrainedConfig) -> None:
     """Give the model the tokenizer's padding token where the config has none: GPT-2 heads read the last real token."""
-    if config.to_dict().get("pad_token_id", 0) is None and find_file(verified.folder, "tokenizer.json"):
+    if config.to_dict().get("pad_token_id", 0) is None and has_vocabulary(verified.folder):
         config.pad_token_id = load_tokenizer(verified).pad_token_id

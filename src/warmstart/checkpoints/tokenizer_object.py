@@ -81,9 +81,14 @@ def _tokenizer_without(folder: Path, unsafe: tuple[str, ...], config: PreTrained
     return tokenizer
 
 
+def has_vocabulary(folder: Path) -> bool:
+    """Whether any file that a tokenizer can be built from is in the folder."""
+    return any((folder / name).exists() for name in _VOCABULARIES)
+
+
 def _check_vocabulary(folder: Path) -> None:
     """From a folder without one, transformers 5 builds an empty tokenizer and says nothing."""
-    if not any((folder / name).exists() for name in _VOCABULARIES):
+    if not has_vocabulary(folder):
         raise CheckpointError(
             "tokenizer-missing",
             "the folder has no tokenizer",
