@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import unicodedata
 
-# Characters that reorder or hide what a person reads (bidi embeddings, overrides, isolates, zero-width marks).
-_INVISIBLE = frozenset(
-    "\u200b\u200c\u200e\u200f\u2028\u2029\u202a\u202b\u202c\u202d\u202e\u2060\u2066\u2067\u2068\u2069\ufeff"
-)
+# Format characters reorder or hide what a person reads; these two are needed to spell (Persian, emoji families).
+_JOINERS = frozenset("\u200c\u200d")
 
 
 def escape_terminal(text: str) -> str:
@@ -26,7 +24,7 @@ def escape_terminal(text: str) -> str:
 
 def _escape(character: str) -> str:
     category = unicodedata.category(character)
-    if character not in _INVISIBLE and category not in {"Cc", "Cs", "Co", "Cn", "Zl", "Zp"}:
+    if character in _JOINERS or category not in {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}:
         return character
     code = ord(character)
     if code <= 0xFF:

@@ -83,16 +83,18 @@ def _flush(path: Path) -> None:
 
 def _rename(temporary: Path, target: Path, *, replace: bool) -> None:
     aside = target.with_name(f"{target.name}.old-{uuid.uuid4().hex[:12]}")
-    if replace and target.exists():
+    replaced = replace and target.exists()
+    if replaced:
         target.rename(aside)
-        try:
-            temporary.rename(target)
-        except OSError:
-            aside.rename(target)
-            raise
-    else:
+    try:
         temporary.rename(target)
-    _flush(target.parent)
+        _flush(target.parent)  # a rename that may not be on the disk is no commit
+    except OSError:
+        if not temporary.exists():
+            target.rename(temporary)
+        if replaced:
+            aside.rename(target)
+        raise
     if aside.is_dir() and not aside.is_symlink():
         shutil.rmtree(aside, ignore_errors=True)
     else:

@@ -100,7 +100,7 @@ def is_offline() -> bool:
 
 def endpoint() -> str:
     """The hub's address, without a slash at its end."""
-    return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
+    return (os.environ.get("HF_ENDPOINT") or huggingface_hub.constants.ENDPOINT).rstrip("/")
 
 
 @dataclass(frozen=True, slots=True)
