@@ -186,8 +186,9 @@ def _watched(rows: Callable[[], Iterator[Raw]], path: Path, name: str, fingerpri
 @contextmanager
 def _opened(path: Path, name: str) -> Iterator[io.BufferedReader]:
     try:
-        with path.open("rb", buffering=BUFFER) as stream:
-            yield stream
+        reader: io.BufferedReader = io.BufferedReader(io.FileIO(path), BUFFER)
+        with reader:
+            yield reader
     except OSError as error:
         raise unreadable(name, error) from None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import logging
@@ -29,6 +30,9 @@ class Sink(Protocol):
     def finish(self) -> None:
         """Write what is still held back. The stream stays open."""
 
+    def discard(self) -> None:
+        """Let go of the stream, which will be closed; what was written is not wanted."""
+
 
 class JsonlSink:
     """One JSON object a line. NaN and infinities are refused, since they are not JSON."""
@@ -44,6 +48,9 @@ class JsonlSink:
         self._stream.write(line + b"\n")
 
     def finish(self) -> None:
+        pass
+
+    def discard(self) -> None:
         pass
 
 
@@ -74,6 +81,9 @@ class CsvSink:
             _log.warning(
                 "%d values that a spreadsheet would run as a formula were written with a ' before them", self.escaped
             )
+
+    def discard(self) -> None:
+        pass
 
     def _line(self, cells: list[str]) -> None:
         text = self._delimiter.join(cells) if cells != [""] else '""'  # a blank line would be no row
@@ -117,6 +127,11 @@ class ParquetSink:
             self._flush()
         self._writer.close()
 
+    def discard(self) -> None:
+        if self._writer is not None:  # or it would write a footer when it is collected
+            with contextlib.suppress(Exception):
+                self._writer.close()
+
     def _flush(self) -> None:
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -125,7 +140,8 @@ class ParquetSink:
             if self._schema is None:
                 self._schema = pa.schema([(name, _kind(pa, name, self._held)) for name in self._columns])
                 self._writer = pq.ParquetWriter(self._stream, self._schema)
-            self._writer.write_table(pa.Table.from_pylist(self._held, schema=self._schema))
+            columns = [_column(pa, [row.get(kind.name) for row in self._held], kind.type) for kind in self._schema]
+            self._writer.write_table(pa.Table.from_arrays(columns, schema=self._schema))
         except (pa.ArrowException, OverflowError, ValueError, TypeError) as error:
             raise DataError(
                 "parquet-mixed-types",
@@ -188,3 +204,14 @@ def _kind(pa: Any, name: str, rows: list[Mapping[str, Any]]) -> Any:
     if pa.types.is_null(kind):
         return pa.string()
     return pa.list_(pa.string()) if pa.types.is_list(kind) and pa.types.is_null(kind.value_type) else kind
+
+
+def _column(pa: Any, values: list[Any], kind: Any) -> Any:
+    """Values as a column of a type settled before; a given type alone would make 0.5 an integer 0."""
+    found = pa.array(values)
+    empty = pa.types.is_null(found.type) or (pa.types.is_list(found.type) and pa.types.is_null(found.type.value_type))
+    if empty:
+        return pa.array(values, type=kind)
+    if found.type != kind and not (pa.types.is_integer(found.type) and pa.types.is_floating(kind)):
+        raise TypeError(f"the column is of type {kind}, a later value of type {found.type}")
+    return found.cast(kind)

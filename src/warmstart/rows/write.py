@@ -70,6 +70,7 @@ class RowWriter:
         self._open = False
         if self._path is None:
             return
+        self._sink.discard()
         for stream in self._streams:
             with contextlib.suppress(OSError, ValueError):
                 stream.close()
@@ -131,12 +132,11 @@ def open_writer(
     "output-is-folder"; `WarmstartError` "output-failed".
 
         >>> import tempfile
-        >>> folder = tempfile.mkdtemp()
-        >>> with open_writer(f"{folder}/out.jsonl") as writer:
+        >>> path = Path(tempfile.mkdtemp()) / "out.jsonl"
+        >>> with open_writer(path) as writer:
         ...     writer.write({"label": "positive"}, {"text": "good", "label": "pos"})
-        >>> print(open(f"{folder}/out.jsonl").read())
-        {"text": "good", "input_label": "pos", "label": "positive"}
-        <BLANKLINE>
+        >>> path.read_text()
+        '{"text": "good", "input_label": "pos", "label": "positive"}\\n'
     """
     back = dict(columns or {})
     if str(path) == "-":
