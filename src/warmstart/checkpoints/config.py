@@ -15,6 +15,7 @@ from typing import Any
 
 from warmstart.checkpoints.files import JSON_LIMIT, find_file, read_json
 from warmstart.checkpoints.safetensors_file import TensorInfo
+from warmstart.checkpoints.weights import adapter_refused
 from warmstart.errors import CheckpointError, Where, did_you_mean
 
 logger = logging.getLogger("warmstart")
@@ -100,8 +101,6 @@ def _missing(folder: Path) -> CheckpointError:
     except OSError:
         inside = []
     if (folder / "adapter_config.json").exists():
-        from warmstart.checkpoints.weights import adapter_refused
-
         return adapter_refused(folder)
     fix = (
         f"a checkpoint lies one level down: {did_you_mean('model', inside)}"
