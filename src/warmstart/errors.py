@@ -113,6 +113,6 @@ def shorten(value: object, width: int = 80) -> str:
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """A sentence that offers the nearest of the known names, or lists them all."""
     known = sorted(known)
-    near = difflib.get_close_matches(name.lower(), [k.lower() for k in known], n=2, cutoff=0.6)
-    nearest = [k for k in known if k.lower() in near]
+    near = difflib.get_close_matches(name.lower(), dict.fromkeys(k.lower() for k in known), n=2, cutoff=0.6)
+    nearest = [k for name in near for k in known if k.lower() == name]  # the nearest first
     return f"did you mean {' or '.join(nearest)}?" if nearest else f"known: {', '.join(known)}"

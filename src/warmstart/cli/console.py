@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, TextIO
 
 from warmstart.display import escape_terminal
@@ -50,21 +52,31 @@ def emit(value: Mapping[str, Any] | Sequence[Any]) -> None:
     print(json.dumps(value, allow_nan=False))
 
 
-def bar(share: float, width: int = BAR_WIDTH) -> str:
-    """A bar for a share between 0 and 1."""
+def bar(share: float, *, beside: int) -> str:
+    """A bar for a share between 0 and 1, in a line that holds `beside` characters of text: shorter on a narrow
+    terminal, and of ASCII where the stream's encoding has no blocks."""
+    width = max(0, min(BAR_WIDTH, shutil.get_terminal_size().columns - beside))
     full, part = divmod(round(max(0.0, min(1.0, share)) * width * 8), 8)
     text = "█" * full + (" ▏▎▍▌▋▊▉"[part] if part else "")
+    if _encodable(text, sys.stdout) != text:
+        text = "#" * (full + (part >= 4))
     return text.ljust(width)
 
 
-def listen() -> None:
-    """Show what the library says (logger "warmstart") on stderr."""
+@contextmanager
+def listening() -> Iterator[None]:
+    """Show what the library says (logger "warmstart") on stderr, for as long as the block lasts."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Formatter())
     logger = logging.getLogger("warmstart")
-    logger.handlers = [handler]
+    before = logger.handlers, logger.level, logger.propagate
+    logger.handlers, logger.propagate = [handler], False
     logger.setLevel(logging.INFO)
-    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.handlers, logger.propagate = before[0], before[2]
+        logger.setLevel(before[1])
 
 
 class Line:

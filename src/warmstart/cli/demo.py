@@ -16,8 +16,10 @@ def command(output: Path | None) -> None:
     """Fine-tune, evaluate, save, reload and predict on real movie reviews.
 
     The last line of stdout is JSON: the evaluation, with accuracy, seconds and the saved folder.
+
+    \b
+    warmstart demo -o runs/demo
     """
-    console.listen()
     from warmstart.cli.predict import show_prediction
     from warmstart.cli.train import progress_line, show_metrics
     from warmstart.tasks import as_dict

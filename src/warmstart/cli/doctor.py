@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from warmstart.cli import console
+from warmstart.display import escape_terminal
 
 FREE_BYTES_WANTED = 2_000_000_000
 
@@ -16,7 +17,11 @@ FREE_BYTES_WANTED = 2_000_000_000
 @click.command("doctor")
 @click.option("--json", "as_json", is_flag=True, help="One JSON line.")
 def command(as_json: bool) -> None:
-    """Check versions, devices, cache and what is cached; exit 1 if something would not work."""
+    """Check versions, devices, cache and what is cached; exit 1 if something would not work.
+
+    \b
+    warmstart doctor
+    """
     import torch
 
     from warmstart.checkpoints import cache_folder, cached_names
@@ -43,9 +48,15 @@ def command(as_json: bool) -> None:
         console.emit(facts)
     else:
         for name, value in facts.items():
-            console.show(f"{name:<14} {', '.join(map(str, value)) if isinstance(value, list) else value}")
+            console.show(f"{name:<14} {escape_terminal(_text(value))}")
     if problems:
         raise click.exceptions.Exit(1)
+
+
+def _text(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_text(part)}" for name, part in value.items() if part is not None)
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _is_writable(folder: Path) -> bool:

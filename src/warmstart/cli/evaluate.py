@@ -37,7 +37,6 @@ def command(
     \b
     warmstart evaluate -m runs/a -d test.jsonl
     """
-    console.listen()
     from warmstart.verbs.evaluate import evaluate
     from warmstart.verbs.load import load
 

@@ -15,8 +15,12 @@ from warmstart.display import escape_terminal
 @click.argument("model")
 @click.option("--json", "as_json", is_flag=True, help="One JSON line.")
 def command(model: str, as_json: bool) -> None:
-    """Show what checkpoint MODEL is: task, labels, size, limits, and what was found odd."""
-    console.listen()
+    """Show what checkpoint MODEL is: task, labels, size, limits, and what was found odd.
+
+    \b
+    warmstart inspect starter-encoder
+    warmstart inspect runs/a --json
+    """
     from warmstart.checkpoints import find, verify
 
     found = find(model)

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import importlib
-import os
 import sys
 from collections.abc import Mapping, Sequence
 
@@ -14,6 +13,7 @@ import click
 
 import warmstart
 from warmstart.cli import console
+from warmstart.cli.streams import usable_streams
 from warmstart.errors import UsageError, WarmstartError, did_you_mean
 
 # Each command's file is imported when it is asked for, so that --help stays quick.
@@ -76,22 +76,37 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
+    with usable_streams(), console.listening():
+        try:
+            return _outcome(sys.argv[1:] if arguments is None else list(arguments))
+        except BrokenPipeError:
+            return 141
+
+
+def _outcome(arguments: list[str]) -> int:
+    # Not click's own `main`: it swallows the code of an `Exit`, and turns a reader that left into code 1.
     try:
-        root.main(args=None if arguments is None else list(arguments), prog_name="warmstart", standalone_mode=False)
+        with root.make_context("warmstart", arguments) as context:
+            root.invoke(context)
         sys.stdout.flush()
     except WarmstartError as error:
         console.error(str(error))
         return error.exit_code
     except click.exceptions.Exit as stop:
         return stop.exit_code
+    except click.exceptions.NoArgsIsHelpError as error:
+        console.say(error.format_message())
+        return error.exit_code
     except click.ClickException as error:
         console.error(error.format_message())
-        return 2
+        return error.exit_code
     except (KeyboardInterrupt, click.Abort):
         console.error("interrupted")
         return 130
     except BrokenPipeError:
-        # Whatever is still buffered has no reader: point stdout at nothing, or Python complains while exiting.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+        raise
+    except OSError as error:
+        place = "" if error.filename is None else f"\n  at:   {error.filename}"
+        console.error(f"{error.strerror or error}{place}\n  next: check free space, permissions and the path")
+        return 1
     return 0

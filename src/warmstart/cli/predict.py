@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
@@ -47,7 +48,6 @@ def command(
     warmstart predict -m runs/a -i reviews.csv -o predictions.jsonl
     cat reviews.txt | warmstart predict > predictions.jsonl
     """
-    console.listen()
     if texts and input_path:
         raise UsageError("input-twice", "texts and -i are both given", fix="give one of the two")
     if not texts and not input_path:
@@ -69,18 +69,18 @@ def command(
         rows = stream = warmstart_rows.read(
             input_path or "-", fields=pipe.task.fields, columns=columns, on_error="skip" if skip_errors else "fail"
         )
-    seen: list[Any] = []
+    seen: deque[Any] = deque()
     predictions = pipe.predict_rows(_remember(rows, seen), max_tokens=max_tokens or MAX_TOKENS)
     if output is None and not as_json and console.is_terminal(sys.stdout):
         for prediction in predictions:
-            show_prediction(seen.pop(0), as_dict(prediction))
+            show_prediction(seen.popleft(), as_dict(prediction))
     else:
         inputs = [input_path] if input_path else []
         with warmstart_rows.open_writer(
             output or "-", inputs=inputs, columns=stream.columns if stream else None
         ) as writer:
             for prediction in predictions:
-                writer.write(as_dict(prediction), seen.pop(0))
+                writer.write(as_dict(prediction), seen.popleft())
     if stream is not None and stream.skipped:
         for error in stream.errors:
             console.say(str(error))
@@ -88,7 +88,7 @@ def command(
         raise click.exceptions.Exit(5)
 
 
-def _remember(rows: Any, seen: list[Any]) -> Iterator[Any]:
+def _remember(rows: Any, seen: deque[Any]) -> Iterator[Any]:
     """The rows as they pass, kept until their predictions come (a window of rows at most)."""
     for row in rows:
         seen.append(row)
@@ -100,17 +100,27 @@ def show_prediction(row: Any, prediction: dict[str, Any]) -> None:
     width = shutil.get_terminal_size().columns
     text = " / ".join(escape_terminal(str(row[name])) for name in ("text", "text_pair") if row.get(name))
     console.show(console.paint(text if len(text) <= width else text[: max(1, width - 1)] + "…", "1", sys.stdout))
-    scores = prediction.get("scores")
-    if isinstance(scores, dict):
-        for label, score in sorted(scores.items(), key=lambda item: -item[1])[:5]:
-            shown = escape_terminal(label)[:28]
-            filled = console.bar(score) if 0 <= score <= 1 and len(scores) > 1 else ""
-            style = "32" if label == prediction["label"] or label in prediction["label"] else "2"
-            console.show(f"  {shown:<28} {console.paint(filled, style, sys.stdout)} {score:.4f}")
+    if isinstance(prediction.get("scores"), dict):
+        _show_scores(prediction["scores"], prediction["label"])
     else:
         for name, value in prediction.items():
             if name not in ("tokens", "truncated", "flags"):
-                shown = ", ".join(f"{part:.4f}" for part in value[:6]) if isinstance(value, list) else str(value)
-                console.show(f"  {name}  [{shown}, …] {len(value)} values" if isinstance(value, list) else shown)
+                console.show(f"  {name}  {_brief(value)}")
     remarks = [*prediction["flags"], *(["cut to the limit"] if prediction["truncated"] else [])]
     console.show(console.paint(f"  {prediction['tokens']} tokens{''.join(', ' + r for r in remarks)}", "2", sys.stdout))
+
+
+def _show_scores(scores: dict[str, float], label: str | list[str]) -> None:
+    chosen = label if isinstance(label, list) else [label]
+    for name, score in sorted(scores.items(), key=lambda item: -item[1])[:5]:
+        shown = escape_terminal(name)[:28]
+        filled = console.bar(score, beside=40) if 0 <= score <= 1 and len(scores) > 1 else ""
+        style = "32" if name in chosen else "2"
+        console.show(f"  {shown:<28} {console.paint(filled, style, sys.stdout)} {score:.4f}")
+
+
+def _brief(value: object) -> str:
+    if not isinstance(value, list):
+        return escape_terminal(str(value))
+    shown = ", ".join(f"{part:.4f}" if isinstance(part, float) else escape_terminal(str(part)) for part in value[:6])
+    return f"[{shown}{', …' if len(value) > 6 else ''}] {len(value)} values"

@@ -12,7 +12,11 @@ from warmstart.cli import console
 @click.command("tasks")
 @click.option("--json", "as_json", is_flag=True, help="One JSON array.")
 def command(as_json: bool) -> None:
-    """List the tasks, their row fields and predictions."""
+    """List the tasks, their row fields and predictions.
+
+    \b
+    warmstart tasks --json
+    """
     from warmstart.tasks import ALIASES, TASKS
 
     described = [

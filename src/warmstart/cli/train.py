@@ -46,7 +46,6 @@ def command(
     warmstart train -m starter-encoder -d train.jsonl --validation dev.jsonl -o runs/a
     warmstart train -m starter-encoder -d train.csv --validation 0.1 -o runs/b --set epochs=2 --set seed=1
     """
-    console.listen()
     from warmstart.training.config import read_config
     from warmstart.verbs.train import train
 
@@ -97,7 +96,7 @@ def progress_line() -> Callable[[Progress], None]:
 def show_metrics(evaluation: Evaluation) -> None:
     """Metrics with their intervals, as a table with bars."""
     for name, metric in evaluation.metrics.items():
-        filled = console.bar(metric.value) if 0 <= metric.value <= 1 else ""
+        filled = console.bar(metric.value, beside=54) if 0 <= metric.value <= 1 else ""
         console.show(f"{name:<10} {metric.value:8.4f}  {filled}  95 % interval {metric.lo:.4f} to {metric.hi:.4f}")
 
 
