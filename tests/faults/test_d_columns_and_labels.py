@@ -1,4 +1,4 @@
-"""The fault catalogue, D38 to D41: columns missing or renamed, labels spelled in many ways, splits that cannot train."""
+"""The fault catalogue, D38 to D41: columns missing or renamed, labels of many spellings, splits that cannot train."""
 
 from __future__ import annotations
 

@@ -87,8 +87,8 @@ def test_d46_damaged_gzip_is_an_error(tmp_path: Path) -> None:
 
 def test_d46_gzip_is_known_by_its_bytes_not_its_name(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
-    path.write_bytes(gzip.compress(line("a") * 100_000))
-    assert len(list(read(path, fields=FIELDS))) == 100_000
+    path.write_bytes(gzip.compress(line("a") * 60_000))
+    assert len(list(read(path, fields=FIELDS))) == 60_000
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def body(count: int) -> bytes:
 @pytest.mark.parametrize("form", ["jsonl", "csv"])
 def test_d47_change_while_reading_stops_the_pass(tmp_path: Path, change: str, form: str) -> None:
     path = tmp_path / f"a.{form}"
-    data = body(50_000) if form == "jsonl" else b"text\n" + b"some text\n" * 50_000
+    data = body(20_000) if form == "jsonl" else b"text\n" + b"some text\n" * 40_000
     path.write_bytes(data)  # larger than what is read ahead
     rows = iter(read(path, fields=FIELDS))
     next(rows)
@@ -176,7 +176,7 @@ def test_d48_output_is_never_the_input(tmp_path: Path) -> None:
 
 def test_d48_output_is_never_inside_the_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for given in (tmp_path, tmp_path / "*.jsonl", "*.jsonl", "./out.*", "[a-z]*.jsonl"):
+    for given in (tmp_path, tmp_path / "*.jsonl", "*.jsonl", "./out.*", "[a-z]*.jsonl", tmp_path.parent / "**/*.jsonl"):
         with pytest.raises(UsageError) as caught:
             open_writer("out.jsonl", inputs=[given])
         assert caught.value.code == "output-in-input"
@@ -186,7 +186,7 @@ def test_d48_output_is_never_inside_the_input(tmp_path: Path, monkeypatch: pytes
 def test_d48_healthy_twin_writes_beside(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(body(3))
-    inputs = [path, tmp_path / "*.csv", tmp_path / "other", "-"]
+    inputs = [path, tmp_path / "*.csv", tmp_path / "other", tmp_path.parent / "*.jsonl", "-"]
     check_output(tmp_path / "out.jsonl", inputs)
     with open_writer(tmp_path / "out.jsonl", inputs=inputs) as writer:
         for row in read(path, fields=FIELDS):

@@ -257,7 +257,7 @@ def test_d36_healthy_twin_of_brackets_in_strings_and_allowed_depth(tmp_path: Pat
 # D37: quotes and formulas in CSV
 
 
-@pytest.mark.parametrize("tail", [2, 50_000])
+@pytest.mark.parametrize("tail", [2, 20_000])
 def test_d37_unclosed_quote_is_reported_at_its_line_and_costs_one_row(tmp_path: Path, tail: int) -> None:
     path = put(tmp_path, "a.csv", 'id,text\n1,good\n2,"never closed\n' + "".join(f"{n},x\n" for n in range(tail)))
     error = refusal(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import datetime
 import io
 import json
@@ -50,6 +51,20 @@ def test_csv_gives_back_any_strings(columns: list[str], data: st.DataObject) -> 
     row = st.fixed_dictionaries({"text": TEXT, **dict.fromkeys(columns, TEXT)})
     rows = data.draw(st.lists(row, max_size=4))
     assert round_trip("a.csv", rows, escape_formulas=False) == rows
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.lists(TEXT, min_size=2, max_size=2), max_size=4),
+    st.sampled_from([csv.QUOTE_ALL, csv.QUOTE_MINIMAL]),
+    st.sampled_from(["\n", "\r\n", "\r"]),
+)
+def test_what_the_csv_module_writes_is_read_as_it_was(rows: list[list[str]], quoting: int, end: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "a.csv"
+        with path.open("w", encoding="utf-8", newline="") as stream:
+            csv.writer(stream, quoting=quoting, lineterminator=end).writerows([["text", "label"], *rows])  # type: ignore[arg-type]
+        assert [list(row.values()) for row in read(path, fields=FIELDS)] == rows
 
 
 @settings(max_examples=40, deadline=None)
@@ -235,3 +250,16 @@ def test_standard_output_shows_each_row_at_once(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(UsageError) as caught:
         open_writer("-", format="parquet")
     assert caught.value.code == "format-not-streamable"
+
+
+def test_names_that_are_long_or_lead_nowhere(tmp_path: Path) -> None:
+    name = "ж" * 120 + ".jsonl"  # 246 bytes: a longer name for the part would not fit
+    with open_writer(tmp_path / name) as writer:
+        writer.write({"text": "a"})
+    assert [entry.name for entry in tmp_path.iterdir()] == [name]
+    loop = tmp_path / "loop.jsonl"
+    loop.symlink_to(loop)
+    for path in (loop, tmp_path / "a\0.jsonl"):
+        with pytest.raises(WarmstartError) as caught:
+            open_writer(path)
+        assert caught.value.code == "output-failed"

@@ -138,52 +138,24 @@ def open_writer(
         >>> path.read_text()
         '{"text": "good", "input_label": "pos", "label": "positive"}\\n'
     """
+    kind = _checked_format(path, format)
     back = dict(columns or {})
     if str(path) == "-":
-        stream: IO[bytes] = sys.stdout.buffer
-        kind: str = "jsonl" if format == "auto" else format
-        if kind == "parquet":
-            raise UsageError(
-                "format-not-streamable", "Parquet cannot be written to a pipe", fix="give a file to write to"
-            )
         sys.stdout.flush()
+        stream: IO[bytes] = sys.stdout.buffer
         return RowWriter(_sink(kind, stream, escape_formulas), [stream], part=None, path=None, columns=back)
-    path = Path(path)
-    kind = format_of(path) if format == "auto" else format
-    zipped = path.suffix.lower() == ".gz"
-    if kind not in ("jsonl", "csv", "tsv", "parquet") or (zipped and kind == "parquet"):
-        raise UsageError(
-            "format-unknown",
-            "rows cannot be written in the format of this name",
-            where=str(path),
-            value=path.suffix or path.name,
-            fix="end the name in .jsonl, .csv, .tsv (each also with .gz) or .parquet",
-        )
     check_output(path, inputs)
-    path = path.resolve()  # through a symlink, as writing to it would
-    if path.is_dir():
-        raise UsageError(
-            "output-is-folder", "this is a folder", where=str(path), fix=f"name a file in it: {path}/out.jsonl"
-        )
-    if not path.parent.is_dir():
-        raise UsageError(
-            "output-folder-missing",
-            "the folder to write to does not exist",
-            where=str(path.parent),
-            fix=f"create it: mkdir -p {path.parent}",
-        )
-    part = (
-        None
-        if path.exists() and not path.is_file()
-        else path.with_name(f".{path.name[:200]}.{secrets.token_hex(6)}.part")
-    )
+    target = _checked_place(Path(path))
+    # Beside its place, since a rename does not cross file systems. A device or a pipe is written to as it is.
+    part = None if target.exists() and not target.is_file() else target.with_name(f".{secrets.token_hex(8)}.part")
     try:
         # "x" takes the permissions of a new file from the umask, and never follows a link laid in its way.
-        raw: IO[bytes] = path.open("wb") if part is None else part.open("xb")
+        raw: IO[bytes] = target.open("wb") if part is None else part.open("xb")
     except OSError as error:
-        raise _failed(path, error) from None
+        raise _failed(target, error) from None
+    zipped = Path(path).suffix.lower() == ".gz"
     streams: list[Any] = [gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0), raw] if zipped else [raw]
-    return RowWriter(_sink(kind, streams[0], escape_formulas), streams, part=part, path=path, columns=back)
+    return RowWriter(_sink(kind, streams[0], escape_formulas), streams, part=part, path=target, columns=back)
 
 
 def check_output(path: str | Path, inputs: Iterable[str | Path]) -> None:
@@ -192,12 +164,12 @@ def check_output(path: str | Path, inputs: Iterable[str | Path]) -> None:
     Raises `UsageError` "output-is-input" for the same file, by whatever name or link, and "output-in-input" for a file
     that an input folder or pattern would take in.
     """
-    target = Path(path).resolve()
+    target = _resolved(Path(path))
     for given in inputs:
         if str(given) == "-":
             continue
         entry = Path(given).absolute()
-        if entry.resolve() == target or _same_file(entry, target):
+        if _same_file(entry, target):
             raise UsageError(
                 "output-is-input",
                 "the output is the input: it would be gone before it was read",
@@ -205,8 +177,8 @@ def check_output(path: str | Path, inputs: Iterable[str | Path]) -> None:
                 value=str(given),
                 fix="write to another file",
             )
-        inside = entry.is_dir() and entry.resolve() == target.parent
-        if inside or (not entry.exists() and fnmatch.fnmatchcase(str(target), _resolved_pattern(entry))):
+        inside = entry.is_dir() and _same_file(entry, target.parent)
+        if inside or (not entry.exists() and _matches(target, _resolved_pattern(entry))):
             raise UsageError(
                 "output-in-input",
                 "the output lies where the input is read from: it would be read as rows",
@@ -227,6 +199,56 @@ def beside(prediction: Mapping[str, Any], row: Mapping[str, Any], columns: Mappi
     return {**merged, **prediction}
 
 
+def _checked_format(path: str | Path, format: Format) -> str:
+    if str(path) == "-":
+        if format == "parquet":
+            raise UsageError(
+                "format-not-streamable", "Parquet cannot be written to a pipe", fix="give a file to write to"
+            )
+        return "jsonl" if format == "auto" else format
+    kind = format_of(Path(path)) if format == "auto" else format
+    zipped = Path(path).suffix.lower() == ".gz"
+    if kind not in ("jsonl", "csv", "tsv", "parquet") or (zipped and kind == "parquet"):
+        raise UsageError(
+            "format-unknown",
+            "rows cannot be written in the format of this name",
+            where=str(path),
+            value=Path(path).suffix or Path(path).name,
+            fix="end the name in .jsonl, .csv, .tsv (each also with .gz) or .parquet",
+        )
+    return kind
+
+
+def _checked_place(path: Path) -> Path:
+    """The path through its symlinks, as writing to it would go."""
+    target = _resolved(path)
+    if target.is_dir():
+        raise UsageError(
+            "output-is-folder", "this is a folder", where=str(path), fix=f"name a file in it: {path}/out.jsonl"
+        )
+    if not target.parent.is_dir():
+        raise UsageError(
+            "output-folder-missing",
+            "the folder to write to does not exist",
+            where=str(target.parent),
+            fix=f"create it: mkdir -p {target.parent}",
+        )
+    return target
+
+
+def _resolved(path: Path) -> Path:
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError, ValueError) as error:  # a symlink loop, a NUL in the name
+        raise WarmstartError(
+            "output-failed",
+            "the output's path leads nowhere",
+            where=str(path),
+            value=str(error),
+            fix="name a file in a folder that exists",
+        ) from None
+
+
 def _sink(kind: str, stream: IO[bytes], escape_formulas: bool) -> Sink:
     if kind == "jsonl":
         return JsonlSink(stream)
@@ -240,6 +262,11 @@ def _same_file(one: Path, other: Path) -> bool:
         return one.samefile(other)
     except OSError:
         return False
+
+
+def _matches(path: Path, pattern: str) -> bool:
+    """As a shell's glob: * stays within a folder, ** does not."""
+    return fnmatch.fnmatchcase(str(path), pattern) if "**" in pattern else path.match(pattern)
 
 
 def _resolved_pattern(entry: Path) -> str:
