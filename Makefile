@@ -14,10 +14,9 @@ help:
 	@echo "make accuracy  train and judge every data set with every seed (about an hour)"
 	@echo "make starter   make the default classifier again"
 
-# pip, because torch==2.13.0 is pinned to a build pip finds; --no-deps keeps the pins the only word on versions.
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --no-deps -r constraints.txt
+	$(BIN)/python -m pip install --quiet -r constraints.txt
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $(READY)
 
