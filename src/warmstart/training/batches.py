@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 import torch
 
 from warmstart.batching import collate, plan_epoch
-from warmstart.errors import DataError
+from warmstart.errors import DataError, UsageError
 from warmstart.features import Batch, Feature
 from warmstart.randomness import generator
 from warmstart.rows import Row, read
@@ -65,8 +65,11 @@ def make_batches(
 ) -> Batches[Batch]:
     """Encode rows once and plan them into batches for the loop.
 
-    Raises DataError for a row without a usable text or label, with its place.
+    Raises UsageError "batch-limit"; DataError for a row without a usable text or label, with its place.
     """
+    for name, limit in (("batch_size", batch_size), ("max_tokens", max_tokens)):
+        if limit is not None and limit < 1:
+            raise UsageError("batch-limit", f"{name} must be at least 1", value=limit, fix=f"give {name}=32, or None")
     if not rows:
         raise DataError("no-rows", "there are no rows to train on", fix="check the file, and what --columns selects")
     features: list[list[Feature]] = [[] for _ in rows]
@@ -96,8 +99,17 @@ def batches(
             for batch in loader:
                 pipe.model(**batch).loss.backward()
 
-    Raises DataError for a row without a usable text or label, with its place.
+    A `DataLoader` with `persistent_workers=True` keeps its first copy of this, and never hears of `set_epoch`.
+    Raises UsageError "task-not-trainable", "labels-unknown" or "batch-limit"; DataError for a row without a usable
+    text or label, with its place.
     """
+    if not task.trainable:
+        raise UsageError(
+            "task-not-trainable",
+            f"{task.name} cannot be trained in this version",
+            value=task.name,
+            fix='load the checkpoint for another task: ws.load(…, task="text-classification", labels=[…])',
+        )
     known = list(read(rows, fields=task.fields, columns=columns, targets=True))
     made = make_batches(task, known, seed=seed, batch_size=batch_size, max_tokens=max_tokens)
     return Batches(task, made.features, seed, batch_size, max_tokens, convert=_model_arguments)

@@ -2,95 +2,94 @@
 
 from __future__ import annotations
 
+import logging
 import tomllib
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    model_validator,
+)
 
 from warmstart.errors import UsageError, Where, did_you_mean
+
+log = logging.getLogger("warmstart")
+
+# What the `config.toml` of a run has beside `[train]`.
+_OF_THE_CALL = frozenset({"model", "task", "options"})
 
 
 class TrainConfig(BaseModel):
     """Every setting of a run. `None` means: chosen by the rule that stands beside the field, and said.
 
-    ws.TrainConfig(epochs=3, batch_size=32, seed=1)
+        ws.TrainConfig(epochs=3, batch_size=32, seed=1)
+
+    Raises UsageError "config-unknown-key" (with the nearest name) or "config-value", which name the key.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
-    epochs: float = Field(default=3, gt=0, description="passes over the training rows; may be a fraction")
+    epochs: float = Field(default=3, gt=0, le=10_000, description="passes over the training rows; may be a fraction")
     max_steps: int | None = Field(default=None, gt=0, description="stop after this many optimizer steps")
     batch_size: int = Field(default=32, gt=0, description="rows a micro-batch")
     max_tokens: int | None = Field(
         default=None, gt=0, description="padded tokens a micro-batch may hold, beside batch_size"
     )
     accumulate: int = Field(default=1, gt=0, description="micro-batches an optimizer step")
-    learning_rate: float | None = Field(
-        default=None, gt=0, description="peak; None: 0.04 / hidden size"
-    )
+    learning_rate: float | None = Field(default=None, gt=0, description="peak; None: 0.04 / hidden size")
     weight_decay: float = Field(default=0.01, ge=0, description="AdamW's; never on norms and biases")
     warmup: float = Field(default=0.1, ge=0, lt=1, description="share of all steps over which the rate rises from 0")
     schedule: Literal["linear", "cosine", "constant"] = Field(default="linear", description="the rate after warm-up")
     clip: float | None = Field(default=1.0, gt=0, description="largest gradient norm; None: gradients are not clipped")
     seed: int = Field(default=0, ge=0, description="order, masks, dropout and a fresh head are functions of it")
-    patience: int | None = Field(
-        default=None, gt=0, description="evaluations without a better one that end the run"
-    )
-    evaluate_every: int | None = Field(
-        default=None, gt=0, description="optimizer steps; None: after each epoch"
-    )
-    save_every: int | None = Field(
-        default=None, gt=0, description="optimizer steps between checkpoints; None: none"
-    )
+    patience: int | None = Field(default=None, gt=0, description="evaluations without a better one that end the run")
+    evaluate_every: int | None = Field(default=None, gt=0, description="optimizer steps; None: after each epoch")
+    save_every: int | None = Field(default=None, gt=0, description="optimizer steps between checkpoints; None: none")
     keep: int = Field(default=2, gt=0, description="how many of those checkpoints are kept, the newest")
     precision: Literal["fp32", "bf16"] = Field(default="fp32", description="bf16: autocast, weights stay float32")
     device: str = Field(default="auto", description="auto, cpu, cuda, cuda:N or mps")
     workers: int = Field(default=0, ge=0, description="processes that collate batches ahead of the loop")
 
+    @model_validator(mode="wrap")
+    @classmethod
+    def _refuse(cls, values: Any, make: ModelWrapValidatorHandler[Self]) -> Self:
+        try:
+            return make(values)
+        except ValidationError as error:
+            raise _refused(error) from None
+
 
 def make_config(values: Mapping[str, Any], *, where: str | None = None) -> TrainConfig:
     """A config from plain values, e.g. of a TOML file; the word "none" stands for None.
 
-    Raises UsageError "config-unknown-key" (with the nearest name) or "config-value" that names the key.
+    Raises UsageError "config-unknown-key" (with the nearest name) or "config-value", which name `where` and the key.
     """
-    known = {key: None if value == "none" else value for key, value in values.items()}
+    known = {
+        key: None if isinstance(value, str) and value.lower() == "none" else value for key, value in values.items()
+    }
     try:
         return TrainConfig.model_validate(known)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        if first["type"] == "extra_forbidden":
-            raise UsageError(
-                "config-unknown-key",
-                f"there is no training setting {key!r}",
-                where=Where(source=where, field=key),
-                fix=did_you_mean(key, TrainConfig.model_fields),
-            ) from None
-        raise UsageError(
-            "config-value",
-            f"the training setting {key!r} cannot have this value: {first['msg']}",
-            where=Where(source=where, field=key),
-            value=first["input"],
-            fix=f"{key}: {TrainConfig.model_fields[key].description}",
-        ) from None
+    except UsageError as error:
+        place = replace(error.where, source=where)
+        raise UsageError(error.code, error.what, where=place, value=error.value, fix=error.fix) from None
 
 
 def read_config(path: Path | None, settings: Iterable[str] = ()) -> TrainConfig:
     """The config of a TOML file, with `key=value` settings laid over it.
 
+    The file's settings stand in a table `[train]`, as in the `config.toml` of a run, or at its top. What such a file
+    says about model, task and options belongs to the call and is not read here, which is said.
+
     Raises UsageError "config-not-toml", "config-setting", and what `make_config` raises.
     """
-    values: dict[str, Any] = {}
-    if path is not None:
-        try:
-            document = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise UsageError(
-                "config-not-toml", f"the configuration cannot be read: {error}", where=str(path), fix="give a TOML file"
-            ) from None
-        values |= document.get("train", document)
+    values = {} if path is None else _settings_of(path)
     for setting in settings:
         key, equals, text = setting.partition("=")
         if not equals:
@@ -99,3 +98,38 @@ def read_config(path: Path | None, settings: Iterable[str] = ()) -> TrainConfig:
             )
         values[key.strip()] = text.strip()
     return make_config(values, where=None if path is None else str(path))
+
+
+def _settings_of(path: Path) -> dict[str, Any]:
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:  # both kinds of decoding errors are ValueErrors
+        raise UsageError(
+            "config-not-toml", f"the configuration cannot be read: {error}", where=str(path), fix="give a TOML file"
+        ) from None
+    unread = sorted(_OF_THE_CALL & document.keys())
+    if unread:
+        log.warning("%s: %s not taken from there; give them with the call", path, " and ".join(unread))
+    rest = {key: value for key, value in document.items() if key not in _OF_THE_CALL}
+    table = rest.pop("train", {})
+    return {**rest, **table} if isinstance(table, dict) else {**rest, "train": table}
+
+
+def _refused(error: ValidationError) -> UsageError:
+    first = error.errors()[0]
+    key = ".".join(map(str, first["loc"]))
+    if first["type"] == "extra_forbidden":
+        return UsageError(
+            "config-unknown-key",
+            f"there is no training setting {key!r}",
+            where=Where(field=key),
+            fix=did_you_mean(key, TrainConfig.model_fields),
+        )
+    field = TrainConfig.model_fields.get(key)
+    return UsageError(
+        "config-value",
+        f"the training setting {key!r} cannot have this value: {first['msg']}",
+        where=Where(field=key or None),
+        value=first["input"],
+        fix=f"{key}: {field.description}" if field else "give settings by name, as in TrainConfig(epochs=3)",
+    )

@@ -26,6 +26,9 @@ from warmstart.tasks import Task
 from warmstart.training.batches import Batches
 from warmstart.training.config import TrainConfig
 
+# Fractions of epochs are floats: 1.1 epochs of 10 steps are 11 steps, although 1.1 - 1 is a little more than a tenth.
+_ROUNDING = 1e-6
+
 
 @dataclass(frozen=True)
 class Step:
@@ -50,11 +53,15 @@ class Schedule:
 
     @classmethod
     def of(cls, batches: Batches[Batch], config: TrainConfig) -> Schedule:
-        plans = [len(batches.plan_of(epoch)) for epoch in range(math.ceil(config.epochs))]
-        per_epoch = tuple(math.ceil(count / config.accumulate) for count in plans)
-        part_of_last = config.epochs - (len(per_epoch) - 1)
-        total = sum(per_epoch[:-1]) + math.ceil(per_epoch[-1] * part_of_last)
-        return cls(per_epoch, min(total, config.max_steps or total))
+        """Plans no epoch that `max_steps` leaves out. An epoch begun by a fraction has that share of its steps."""
+        per_epoch: list[int] = []
+        total, left = 0, config.epochs
+        while not total or (left > _ROUNDING and (config.max_steps is None or total < config.max_steps)):
+            steps = math.ceil(len(batches.plan_of(len(per_epoch))) / config.accumulate)
+            per_epoch.append(steps)
+            total += max(1, math.ceil(steps * min(left, 1.0) - _ROUNDING))
+            left -= 1
+        return cls(tuple(per_epoch), min(total, config.max_steps or total))
 
     def evaluation_due(self, step: int, every: int | None) -> bool:
         """Does validation follow step `step`: every so many steps (None: at each epoch's end), and at the last."""
@@ -78,7 +85,7 @@ def fit(
     Raises TrainingError "loss-not-finite" before the optimizer could spread a non-finite gradient.
     """
     done = 0
-    with _numerics(config.seed):
+    with _numerics(device):
         for epoch, steps in enumerate(schedule.per_epoch):
             if done == schedule.total:
                 return
@@ -139,18 +146,25 @@ def _finish_gradients(model: torch.nn.Module, weight: float, clip: float | None)
 
 
 @contextmanager
-def _numerics(seed: int) -> Iterator[None]:
+def _numerics(device: str) -> Iterator[None]:
     """The numeric setting of a run; what the process had before is restored after it.
 
     AdamW's moments of rows that no batch touches decay into denormals, which a CPU computes some 40 times slower;
     flushing them to zero changes only values below 1.2e-38.
     """
-    with torch.random.fork_rng():
+    before = _flushes_denormals()
+    with torch.random.fork_rng([device] if device.startswith("cuda") else []):
         torch.set_flush_denormal(True)
         try:
             yield
         finally:
-            torch.set_flush_denormal(False)
+            torch.set_flush_denormal(before)
+
+
+def _flushes_denormals() -> bool:
+    """Torch can set this, and not say it: divide the smallest normal number and see."""
+    smallest = torch.tensor([torch.finfo(torch.float32).tiny])
+    return bool((smallest / 4 == 0).item())
 
 
 def _not_finite(what: str, step: int, value: float) -> TrainingError:

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 
+from warmstart.errors import TrainingError
 from warmstart.training.config import TrainConfig
 
 
 def adamw(model: torch.nn.Module, *, learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
     """AdamW with bias correction (Loshchilov and Hutter, "Decoupled Weight Decay Regularization", 2019).
 
-    Weights of norms and biases, which are the parameters of one dimension, do not decay.
+    Weights of norms and biases, which are the parameters of one dimension, do not decay. Raises TrainingError
+    "nothing-to-train" for a model whose parameters are all frozen.
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not trained:
+        raise TrainingError(
+            "nothing-to-train",
+            "no parameter of the model asks for a gradient",
+            fix="unfreeze some: parameter.requires_grad_(True)",
+        )
     groups = [
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
@@ -47,8 +54,3 @@ def scheduler(optimizer: torch.optim.Optimizer, config: TrainConfig, total: int)
         return rate_at(step, total=total, warmup=config.warmup, schedule=config.schedule)
 
     return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-
-
-def hidden_size(config: Any) -> int:
-    """The width of a model, from its transformers config (which answers to `hidden_size` under any own name)."""
-    return int(config.hidden_size)
