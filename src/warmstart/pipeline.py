@@ -39,28 +39,32 @@ class Pipeline:
         Raises DataError for a row that is none, with its index and field.
         """
         if isinstance(inputs, str | tuple | Mapping):
-            return next(self.stream([inputs], max_tokens=max_tokens))
+            [prediction] = self.stream([inputs], max_tokens=max_tokens)
+            return prediction
         stream = self.stream(inputs, max_tokens=max_tokens)
         return list(stream) if isinstance(inputs, list) else stream
 
     def stream(self, inputs: Iterable[Any], *, max_tokens: int = MAX_TOKENS) -> Iterator[Any]:
         """Predictions for an iterable of texts, pairs or rows, in their order, a window of rows at a time."""
-        return self.predict_rows(texts(inputs), max_tokens=max_tokens)
+        names = tuple(field.name for field in self.task.fields if field.text)
+        return self.predict_rows(texts(inputs, names=names), max_tokens=max_tokens)
 
     def predict_rows(self, rows: Iterable[Row], *, max_tokens: int = MAX_TOKENS) -> Iterator[Any]:
         """Predictions for rows as `rows.read` gives them. Says at the end how many texts were cut."""
         cut = total = 0
-        for prediction in predict(self.task, self.runtime, rows, max_tokens=max_tokens):
-            total += 1
-            cut += prediction.truncated
-            yield prediction
-        if cut:
-            log.warning(
-                "%s of %s texts were longer than %s tokens and were cut; long_text=windows reads all of a text",
-                f"{cut:,}",
-                f"{total:,}",
-                self.task.tokenizer.limit,
-            )
+        try:
+            for prediction in predict(self.task, self.runtime, rows, max_tokens=max_tokens):
+                total += 1
+                cut += prediction.truncated
+                yield prediction
+        finally:  # also where the caller stops early, or a later row is bad
+            if cut:
+                log.warning(
+                    "%s of %s texts were longer than %s tokens and were cut; long_text=windows reads all of a text",
+                    f"{cut:,}",
+                    f"{total:,}",
+                    self.task.tokenizer.limit,
+                )
 
     @property
     def device(self) -> str:

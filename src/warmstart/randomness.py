@@ -19,7 +19,7 @@ def derive(seed: int, *path: str | int) -> int:
     >>> derive(0, "order", 1) == derive(0, "order", 1), derive(0, "order", 1) == derive(0, "order", 2)
     (True, False)
     """
-    key = "\x1f".join([str(seed), *(f"{type(part).__name__}:{part}" for part in path)])
+    key = "\x1f".join([str(seed), *(f"str:{p}" if isinstance(p, str) else f"int:{int(p)}" for p in path)])
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big") >> 1
 
 

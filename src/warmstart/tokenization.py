@@ -7,21 +7,28 @@ Rust object it shares. Here both are switched off once, at construction; afterwa
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tokenizers
 
-from warmstart.errors import UsageError
+from warmstart.errors import CheckpointError, DataError, UsageError, Where
 from warmstart.features import Array
 
 Text = str | tuple[str, str]
 
 # A stand-in of one character, so that offsets still point into the text as it was given.
 _SURROGATES = re.compile("[\ud800-\udfff]")
+
+# A text of more characters a token of the limit than this is most likely over it, and goes the way on which cutting
+# costs no second encoding. Which way a text goes changes its speed only.
+_LONG = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +54,7 @@ class Tokenizer:
     type_ids: bool = False  # does the model tell the two texts of a pair apart by token types
     specials: frozenset[str] = frozenset()
     unknown_id: int | None = None
+    truncation_side: str = "right"  # the side on which a text over the limit loses tokens
     _special_pattern: re.Pattern[str] | None = field(init=False, repr=False, default=None)
 
     def __post_init__(self) -> None:
@@ -66,12 +74,7 @@ class Tokenizer:
         cls, text: str, *, limit: int, pad_id: int = 0, type_ids: bool = False, unknown: str | None = None
     ) -> Tokenizer:
         """From the text of a `tokenizer.json`. What it stores about truncation and padding is not obeyed."""
-        import tokenizers
-
-        rust = tokenizers.Tokenizer.from_str(text)
-        rust.no_truncation()
-        rust.no_padding()
-        rust.encode_special_tokens = True
+        rust = _rust_copy(text)
         added = rust.get_added_tokens_decoder().values()
         return cls(
             rust=rust,
@@ -91,101 +94,152 @@ class Tokenizer:
 
     @classmethod
     def from_transformers(cls, tokenizer: Any, *, limit: int, type_ids: bool) -> Tokenizer:
-        """A copy of a transformers tokenizer's Rust object; the original goes on belonging to the person."""
-        return cls.from_json(
+        """A copy of a transformers tokenizer's Rust object; the original goes on belonging to the person.
+
+        Raises CheckpointError "tokenizer-not-fast" for a tokenizer that is written in Python.
+        """
+        if not tokenizer.is_fast:
+            raise CheckpointError(
+                "tokenizer-not-fast",
+                f"{type(tokenizer).__name__} has no Rust tokenizer, which this package encodes with",
+                where=str(tokenizer.name_or_path),
+                fix="use a checkpoint with a tokenizer.json, or convert the tokenizer to one",
+            )
+        copy = cls.from_json(
             tokenizer.backend_tokenizer.to_str(),
             limit=min(limit, tokenizer.model_max_length),
             pad_id=tokenizer.pad_token_id or 0,
             type_ids=type_ids,
             unknown=tokenizer.unk_token,
         )
+        return dataclasses.replace(copy, truncation_side=tokenizer.truncation_side)
 
-    def encode(self, texts: Sequence[Text], *, stride: int | None = None) -> list[Encoded]:
+    def encode(
+        self, texts: Sequence[Text], *, stride: int | None = None, wheres: Sequence[Where] = ()
+    ) -> list[Encoded]:
         """Encode texts and pairs in bulk, in their order.
 
-        A text over the limit is cut at its end (`stride=None`), a pair by "longest first": tokens leave the longer of
-        the two until both fit. With a `stride` a text becomes overlapping windows that share `stride` tokens and
-        cover all of it; of a pair the second text is windowed, and each window carries the whole first text.
+        A text over the limit is cut on its `truncation_side` (`stride=None`), a pair by "longest first": tokens leave
+        the longer of the two until both fit. With a `stride` a text becomes overlapping windows that share `stride`
+        tokens and cover all of it; of a pair the second text is windowed, and each window carries the whole first text.
+
+            tokenizer.encode(["a text", ("a question", "its context")], stride=32)[1].pieces[0].ids
+
+        Raises UsageError "stride-too-large"; DataError "window-too-small" for a pair whose first text leaves no room,
+        at its place in `wheres` if those are given.
         """
-        try:
-            whole = self.rust.encode_batch(list(texts))
-        except TypeError:  # the Rust call takes no lone surrogates; find the texts that have any
-            return [self._encode_cleaned(text, stride) for text in texts]
-        return [self._fit(text, encoding, stride) for text, encoding in zip(texts, whole, strict=True)]
+        if stride is not None and stride >= (room := self._room(pair=False)):
+            raise UsageError(
+                "stride-too-large",
+                f"windows of {room} tokens cannot share {stride} of them",
+                value=stride,
+                fix=f"set stride below {room}, or raise max_length",
+            )
+        clean = [_clean(text) for text in texts]
+        long = [sum(map(len, parts)) > _LONG * self.limit for parts in clean]
+        whole = iter(self.rust.encode_batch([_text(parts) for parts, far in zip(clean, long, strict=True) if not far]))
+        bare = iter(self._bare([part for parts, far in zip(clean, long, strict=True) if far for part in parts]))
+        encoded = []
+        for i, (text, parts) in enumerate(zip(texts, clean, strict=True)):
+            place = wheres[i] if wheres else Where(row=i)
+            if long[i]:
+                pieces, truncated = self._pieces([next(bare) for _ in parts], stride, place)
+            elif len(piece := next(whole)) <= self.limit:
+                pieces, truncated = (piece,), False
+            else:
+                pieces, truncated = self._pieces(self._bare(parts), stride, place)
+            encoded.append(Encoded(pieces, truncated, self._flags(text, parts, pieces)))
+        return encoded
 
     def inputs(self, piece: Any) -> dict[str, Array]:
-        """What a model reads of a piece: int64 arrays of shape (T,)."""
-        ids = np.array(piece.ids, dtype=np.int64)
+        """What a model reads of a piece: int64 arrays of shape (T,), T at least 1.
+
+        A piece without any token (an empty text, where the checkpoint adds no special tokens) becomes one padding
+        token that is attended to: no model computes anything from nothing.
+        """
+        ids = np.array(piece.ids or [self.pad_id], dtype=np.int64)
         inputs: dict[str, Array] = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
         if self.type_ids:
-            inputs["token_type_ids"] = np.array(piece.type_ids, dtype=np.int64)
+            inputs["token_type_ids"] = np.array(piece.type_ids or [0], dtype=np.int64)
         return inputs
 
-    def _encode_cleaned(self, text: Text, stride: int | None) -> Encoded:
-        parts = (text,) if isinstance(text, str) else text
-        cleaned = tuple(_SURROGATES.sub("�", part) for part in parts)
-        clean: Text = cleaned[0] if len(cleaned) == 1 else (cleaned[0], cleaned[1])
-        encoded = self._fit(clean, self.rust.encode_batch([clean])[0], stride)
-        if cleaned == parts:
-            return encoded
-        return Encoded(encoded.pieces, encoded.truncated, (*encoded.flags, "surrogates-replaced"))
+    @cached_property
+    def _plain(self) -> Any:
+        """The Rust tokenizer without its post-processor, which would trim the offsets of what it sees a second time."""
+        plain = _rust_copy(self.rust.to_str())
+        plain.post_processor = None
+        return plain
 
-    def _fit(self, text: Text, encoding: Any, stride: int | None) -> Encoded:
-        flags = self._flags(text, encoding)
-        if len(encoding) <= self.limit:
-            return Encoded((encoding,), flags=flags)
-        if isinstance(text, str):
-            pieces = self._cut_single(text, stride)
-        else:
-            pieces = self._cut_pair(text, stride)
-        return Encoded(pieces, truncated=stride is None, flags=flags)
+    def _bare(self, texts: Sequence[str]) -> list[Any]:
+        """The encodings of single texts before any special token is added; none is made where there is no text."""
+        return self._plain.encode_batch(list(texts)) if texts else []
 
-    def _cut_single(self, text: str, stride: int | None) -> tuple[Any, ...]:
-        bare = self._bare(text)
-        windows = _windows(bare, self.limit - self.rust.num_special_tokens_to_add(False), stride)
-        return tuple(self.rust.post_process(window) for window in windows)
+    def _room(self, *, pair: bool) -> int:
+        return self.limit - self.rust.num_special_tokens_to_add(pair)
 
-    def _cut_pair(self, pair: tuple[str, str], stride: int | None) -> tuple[Any, ...]:
-        first, second = self._bare(pair[0]), self._bare(pair[1])
-        room = self.limit - self.rust.num_special_tokens_to_add(True)
-        if stride is None:
-            keep_first, keep_second = _longest_first(len(first), len(second), room)
-            first.truncate(keep_first)
-            second.truncate(keep_second)
-            return (self.rust.post_process(first, second),)
-        left = room - len(first)
-        if left <= stride:
-            raise UsageError(
-                "window-too-small",
-                f"the first text of a pair takes {len(first)} of {room} tokens: no window of the second fits beside it",
-                value=pair[0],
-                fix='shorten the first text, lower `stride`, or use long_text="truncate"',
-            )
-        return tuple(self.rust.post_process(first, window) for window in _windows(second, left, stride))
+    def _pieces(self, bare: Sequence[Any], stride: int | None, where: Where) -> tuple[tuple[Any, ...], bool]:
+        """A text (one bare encoding) or pair (two) as pieces with special tokens; whether tokens were cut."""
+        room = self._room(pair=len(bare) == 2)
+        if sum(map(len, bare)) <= room:
+            return (self.rust.post_process(*bare),), False
+        *first, last = bare
+        if stride is not None:
+            left = room - sum(map(len, first))
+            if left <= stride:
+                raise _no_room(room - left, room, where)
+            last.truncate(left, stride=stride)
+            return tuple(self.rust.post_process(*first, window) for window in (last, *last.overflowing)), False
+        keep = _longest_first(len(first[0]), len(last), room) if first else (room,)
+        for encoding, most in zip(bare, keep, strict=True):
+            encoding.truncate(most, direction=self.truncation_side)
+        return (self.rust.post_process(*bare),), True
 
-    def _bare(self, text: str) -> Any:
-        return self.rust.encode(text, add_special_tokens=False)
-
-    def _flags(self, text: Text, encoding: Any) -> tuple[str, ...]:
-        joined = text if isinstance(text, str) else "\n".join(text)
+    def _flags(self, text: Text, parts: Sequence[str], pieces: Sequence[Any]) -> tuple[str, ...]:
         flags = []
-        if not joined.strip():
+        if not any(part.strip() for part in parts) or len(pieces[0]) == self.limit - self._room(pair=len(parts) == 2):
             flags.append("empty-text")
-        elif self.unknown_id is not None and self.unknown_id in encoding.ids and self._only_unknown(encoding):
+        elif self.unknown_id is not None and all(map(self._only_unknown, pieces)):
             flags.append("unknown-tokens-only")
-        if self._special_pattern is not None and self._special_pattern.search(joined):
+        if self._special_pattern is not None and any(map(self._special_pattern.search, parts)):
             flags.append("special-tokens-as-text")
+        if text != _text(parts):
+            flags.append("surrogates-replaced")
         return tuple(flags)
 
-    def _only_unknown(self, encoding: Any) -> bool:
-        real = [token for token, special in zip(encoding.ids, encoding.special_tokens_mask, strict=True) if not special]
-        return all(token == self.unknown_id for token in real)
+    def _only_unknown(self, piece: Any) -> bool:
+        ids = piece.ids
+        return self.unknown_id in ids and all(
+            token == self.unknown_id
+            for token, special in zip(ids, piece.special_tokens_mask, strict=True)
+            if not special
+        )
 
 
-def _windows(encoding: Any, size: int, stride: int | None) -> list[Any]:
-    """The encoding cut to `size` tokens; with a stride, followed by the windows that cover the rest."""
-    encoding.truncate(size, stride=stride or 0)
-    return [encoding] if stride is None else [encoding, *encoding.overflowing]
+def _rust_copy(text: str) -> Any:
+    rust = tokenizers.Tokenizer.from_str(text)
+    rust.no_truncation()
+    rust.no_padding()
+    rust.encode_special_tokens = True
+    return rust
+
+
+def _clean(text: Text) -> tuple[str, ...]:
+    """The one or two texts, without lone surrogates, which the Rust call does not take."""
+    parts = (text,) if isinstance(text, str) else text
+    return tuple(part if part.isascii() else _SURROGATES.sub("\N{REPLACEMENT CHARACTER}", part) for part in parts)
+
+
+def _text(parts: Sequence[str]) -> Text:
+    return parts[0] if len(parts) == 1 else (parts[0], parts[1])
+
+
+def _no_room(taken: int, room: int, where: Where) -> DataError:
+    return DataError(
+        "window-too-small",
+        f"the first text of the pair takes {taken} of {room} tokens: no window of the second fits beside it",
+        where=where,
+        fix='shorten the first text, lower `stride`, or use long_text="truncate"',
+    )
 
 
 def _longest_first(first: int, second: int, room: int) -> tuple[int, int]:

@@ -31,7 +31,8 @@ class Runtime(Protocol):
 def predict(task: Task, runtime: Runtime, rows: Iterable[Row], *, max_tokens: int = MAX_TOKENS) -> Iterator[Any]:
     """One prediction a row, in row order, with bounded memory: rows are read a window at a time.
 
-    Nothing is shared between calls, so several threads may predict with one task and one runtime.
+    Nothing but the model is shared between calls: several threads may predict with one task and one runtime.
+    Raises WarmstartError "out-of-memory" for a text that does not fit alone, and what the task's `encode` raises.
     """
     for window in windows(
         rows, first=FIRST_WINDOW, largest=LARGEST_WINDOW, weight=_characters, heaviest=WINDOW_CHARACTERS
@@ -65,16 +66,18 @@ def _run(task: Task, runtime: Runtime, features: Sequence[Feature]) -> list[dict
     try:
         outputs = runtime.run(collate(features, task.pads))
     except MemoryError:
-        if len(features) == 1:
-            raise WarmstartError(
-                "out-of-memory",
-                f"one text of {features[0].length} tokens does not fit into the memory of {runtime.device}",
-                value=features[0].length,
-                fix='use device="cpu", a smaller checkpoint, or long_text="windows" with a lower max_length',
-            ) from None
-        half = len(features) // 2
-        return [*_run(task, runtime, features[:half]), *_run(task, runtime, features[half:])]
-    return [{name: array[i] for name, array in outputs.items()} for i in range(len(features))]
+        outputs = None  # nothing is retried in here, where the error's traceback holds the failed batch in memory
+    if outputs is not None:
+        return [{name: array[i] for name, array in outputs.items()} for i in range(len(features))]
+    if len(features) == 1:
+        raise WarmstartError(
+            "out-of-memory",
+            f"one text of {features[0].length} tokens does not fit into the memory of {runtime.device}",
+            value=features[0].length,
+            fix='use device="cpu", a smaller checkpoint, or long_text="windows" with a lower max_length',
+        )
+    half = len(features) // 2
+    return [*_run(task, runtime, features[:half]), *_run(task, runtime, features[half:])]
 
 
 def _characters(row: Row) -> int:

@@ -3,14 +3,44 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
 from warmstart.features import Array, Batch
 from warmstart.tasks import Task
+
+
+class EvalMode:
+    """Keeps a model in eval mode while any thread is in a block of it; after the last, each module has its mode back.
+
+    Whoever switched back alone would turn dropout on under the others.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._training: list[torch.nn.Module] = []
+
+    @contextmanager
+    def of(self, model: torch.nn.Module) -> Iterator[None]:
+        with self._lock:
+            if self._inside == 0:
+                self._training = [module for module in model.modules() if module.training]
+                if self._training:
+                    model.eval()
+            self._inside += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._inside -= 1
+                if self._inside == 0:
+                    for module in self._training:
+                        module.training = True
 
 
 @dataclass(frozen=True)
@@ -20,6 +50,7 @@ class TorchRuntime:
     model: torch.nn.Module
     task: Task
     device: str
+    _mode: EvalMode = field(default_factory=EvalMode, init=False, repr=False, compare=False)
 
     def run(self, batch: Batch) -> dict[str, Array]:
         """Each output of `task.infer` as a float32 (or integer) array whose first axis is the batch's features.
@@ -27,11 +58,13 @@ class TorchRuntime:
         Raises MemoryError where the device has not enough memory for the batch.
         """
         try:
-            with torch.inference_mode(), evaluating(self.model):
+            with torch.inference_mode(), self._mode.of(self.model):
                 outputs = self.task.infer(self.model, to_tensors(batch, self.device))
                 return {name: _to_array(output) for name, output in outputs.items()}
-        except torch.OutOfMemoryError as error:
-            raise MemoryError(str(error)) from error
+        except RuntimeError as error:
+            if _is_out_of_memory(error):
+                raise MemoryError(str(error)) from error
+            raise
 
 
 def to_tensors(batch: Batch, device: str) -> Batch:
@@ -43,17 +76,10 @@ def to_tensors(batch: Batch, device: str) -> Batch:
     )
 
 
-@contextmanager
-def evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """The model in eval mode, for as long as the block lasts."""
-    was_training = model.training
-    if was_training:
-        model.eval()
-    try:
-        yield
-    finally:
-        if was_training:
-            model.train()
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    # Only CUDA has a class for it.
+    messages = ("can't allocate memory", "out of memory")
+    return isinstance(error, torch.OutOfMemoryError) or any(message in str(error) for message in messages)
 
 
 def _to_array(output: torch.Tensor) -> Array:

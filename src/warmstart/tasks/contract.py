@@ -9,7 +9,7 @@ exported runtimes and servers share everything else. `tests/contract/` checks al
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
@@ -146,7 +146,8 @@ def text_of(row: Row, name: str, *, optional: bool = False) -> str | None:
 def checked_options(
     task: type[Any], options: Mapping[str, Any], known: Mapping[str, tuple[Any, ...]]
 ) -> dict[str, Any]:
-    """Check a person's task options: `known` maps each name to its allowed values, or to (type,) for any of a type.
+    """Check a person's task options: `known` maps each name to its allowed values; (int,) stands for every whole
+    number from 1, (float,) for every number from 0 to 1.
 
     Raises UsageError "option-unknown" or "option-value".
     """
@@ -158,12 +159,18 @@ def checked_options(
                 value=name,
                 fix=did_you_mean(name, known),
             )
-        allowed = known[name]
-        fits = isinstance(value, allowed[0]) if isinstance(allowed[0], type) else value in allowed
-        if not fits or (allowed == (int,) and (isinstance(value, bool) or value <= 0)):
-            wanted = "a positive whole number" if allowed == (int,) else " or ".join(map(repr, allowed))
+        fits, wanted = _option_rule(known[name])
+        if not fits(value):
             raise UsageError("option-value", f"{name} must be {wanted}", value=value, fix=f"set {name} to {wanted}")
     return dict(options)
+
+
+def _option_rule(allowed: tuple[Any, ...]) -> tuple[Callable[[Any], bool], str]:
+    if allowed == (int,):
+        return lambda value: type(value) is int and value > 0, "a positive whole number"
+    if allowed == (float,):
+        return lambda value: type(value) in (int, float) and 0 <= value <= 1, "a number from 0 to 1"
+    return lambda value: isinstance(value, str) and value in allowed, " or ".join(map(repr, allowed))
 
 
 def _plain(value: Any) -> Any:

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from warmstart import metrics
-from warmstart.errors import DataError, UsageError
+from warmstart.errors import CheckpointError, DataError, UsageError, Where
 from warmstart.features import Array, Batch, Feature, Pad
 from warmstart.rows import Field, Labels, Row, check_training_labels, infer_problem, number
 from warmstart.tasks.contract import Scores, checked_options, text_of
@@ -106,8 +106,16 @@ class TextClassification:
         named: Mapping[Any, str] = config.get("id2label") or {}
         labels = tuple(named[key] for key in sorted(named, key=int))
         problem: Problem = PROBLEM_TYPES.get(config.get("problem_type") or "", "single")
-        if len(labels) == 1:
+        if problem == "single" and len(labels) == 1:
             problem = "regression"
+        if problem == "regression" and len(labels) > 1:
+            raise CheckpointError(
+                "regression-outputs",
+                f"the checkpoint predicts {len(labels)} numbers for a text; this version predicts one",
+                where=Where(source=str(folder / "config.json"), field="problem_type"),
+                value=labels,
+                fix="use a checkpoint with one output, or correct problem_type if the outputs are labels",
+            )
         return cls(tokenizer, labels=labels, problem=problem, **chosen)
 
     def learn(self, rows: Sequence[Row]) -> TextClassification:
@@ -125,8 +133,15 @@ class TextClassification:
         return dataclasses.replace(self, labels=Labels.learn(values, wheres).names, problem=problem)
 
     def with_labels(self, labels: tuple[str, ...]) -> TextClassification:
-        """The task with these labels, in this order, for a fresh head; one label is a number's name."""
-        return dataclasses.replace(self, labels=labels, problem="regression" if len(labels) == 1 else self.problem)
+        """The task with these labels, in this order, for a fresh head; one label is a number's name.
+
+        Raises UsageError "labels-empty", DataError "label-duplicate".
+        """
+        if not labels:
+            raise UsageError("labels-empty", "there are no labels", value=labels, fix="name one label or more")
+        names = Labels(labels).names
+        several: Problem = "single" if self.problem == "regression" else self.problem
+        return dataclasses.replace(self, labels=names, problem="regression" if len(names) == 1 else several)
 
     def head(self) -> dict[str, Any]:
         problem_type = {ours: theirs for theirs, ours in PROBLEM_TYPES.items()}[self.problem]
@@ -139,7 +154,8 @@ class TextClassification:
 
     def encode(self, rows: Sequence[Row], *, train: bool = False) -> Iterator[Feature]:
         texts: list[Text] = [_text(row) for row in rows]
-        encoded = self.tokenizer.encode(texts, stride=self.stride if self.long_text == "windows" else None)
+        stride = self.stride if self.long_text == "windows" else None
+        encoded = self.tokenizer.encode(texts, stride=stride, wheres=[row.where for row in rows])
         every_target: Sequence[Array | None] = self._targets(rows) if train else [None] * len(rows)
         for index, (code, target) in enumerate(zip(encoded, every_target, strict=True)):
             targets = {} if target is None else {"labels": target}
@@ -178,7 +194,7 @@ class TextClassification:
             scores = _softmax(logits)
             label = self.labels[int(scores.argmax())]
         elif self.problem == "multi":
-            scores = 1 / (1 + np.exp(-logits))
+            scores = np.exp(-np.logaddexp(0, -logits))  # the logistic function, without overflow
             label = tuple(name for name, score in zip(self.labels, scores, strict=True) if score >= self.threshold)
         else:
             scores, label = logits, self.labels[0]
