@@ -12,7 +12,8 @@ from warmstart.cli import console
 
 @click.command("demo")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The run directory; runs/demo-TIME otherwise.")
-def command(output: Path | None) -> None:
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="A training setting, e.g. epochs=3.")
+def command(output: Path | None, settings: tuple[str, ...]) -> None:
     """Fine-tune, evaluate, save, reload and predict on real movie reviews.
 
     The last line of stdout is JSON: the evaluation, with accuracy, seconds and the saved folder.
@@ -23,10 +24,12 @@ def command(output: Path | None) -> None:
     from warmstart.cli.predict import show_prediction
     from warmstart.cli.train import progress_line, show_metrics
     from warmstart.tasks import as_dict
-    from warmstart.verbs.demo import demo
+    from warmstart.training.config import read_config
+    from warmstart.verbs.demo import SETTINGS, demo
 
     output = output or Path("runs") / f"demo-{datetime.now():%Y%m%d-%H%M%S}"
-    result = demo(output, progress=progress_line(), say=console.say)
+    config = read_config(None, [*SETTINGS, *settings])
+    result = demo(output, config=config, progress=progress_line(), say=console.say)
     show_metrics(result.evaluation)
     console.show("")
     for text, prediction in result.predictions.items():

@@ -25,7 +25,7 @@ SENTENCES = (
 )
 
 # One pass is enough for the demonstration: the second adds about one point and doubles the time.
-CONFIG = TrainConfig(epochs=1)
+SETTINGS = ("epochs=1",)
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def movie_reviews(split: str) -> list[Row]:
 def demo(
     output: str | Path,
     *,
-    config: TrainConfig = CONFIG,
+    config: TrainConfig,
     progress: Callable[[Progress], None] | None = None,
     say: Callable[[str], None] = print,
 ) -> Demo:
