@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +42,7 @@ def command(
     pipe = load(model, task=task, options=options, device=device)
     result = evaluate(pipe, data, columns=columns)
     if output is not None:
-        output.mkdir(parents=True, exist_ok=True)
-        (output / "metrics.json").write_text(json.dumps(result.as_dict(), indent=2) + "\n", encoding="utf-8")
-        result.write_predictions(output / "predictions.parquet")
+        result.write(output)
     if as_json:
         console.emit(result.as_dict())
     else:

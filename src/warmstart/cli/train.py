@@ -14,7 +14,7 @@ from warmstart.cli.options import columns_option, option_option, task_option
 
 if TYPE_CHECKING:
     from warmstart.verbs.evaluate import Evaluation
-    from warmstart.verbs.train import Progress
+    from warmstart.verbs.fitting import Progress
 
 
 @click.command("train")

@@ -7,7 +7,7 @@ from typing import Any
 from warmstart.engine.predict import MAX_TOKENS, Runtime, predict
 from warmstart.tasks import Task
 
-__all__ = ["MAX_TOKENS", "Runtime", "predict", "torch_runtime"]
+__all__ = ["MAX_TOKENS", "Runtime", "predict", "resolve_device", "torch_runtime"]
 
 
 def torch_runtime(model: Any, task: Task, *, device: str = "auto") -> Runtime:
@@ -20,3 +20,10 @@ def torch_runtime(model: Any, task: Task, *, device: str = "auto") -> Runtime:
 
     resolved = resolve(device)
     return TorchRuntime(model=model.to(resolved), task=task, device=resolved)
+
+
+def resolve_device(name: str) -> str:
+    """See `warmstart.engine.devices.resolve`."""
+    from warmstart.engine import devices
+
+    return devices.resolve(name)

@@ -25,10 +25,15 @@ from warmstart.tokenization import Tokenizer
 
 @dataclass(frozen=True)
 class Scores:
-    """Judged predictions: `per_example` arrays of shape (rows,) (always `loss`), and metrics with their intervals."""
+    """Judged predictions: `per_example` arrays of shape (rows,) (always `loss`), and metrics with their intervals.
+
+    `primary` names the metric by which a run chooses its weights, larger is better; it may be undefined for some
+    predictions and then is not among the metrics. Without a name, weights are chosen by the loss.
+    """
 
     per_example: Mapping[str, Array]
     metrics: Mapping[str, Metric] = field(default_factory=dict)
+    primary: str | None = None
 
 
 @runtime_checkable

@@ -269,6 +269,7 @@ def _score_labels(truth: Array, scores: Array) -> Scores:
     picked = scores[np.arange(len(truth)), truth]
     return Scores(
         per_example={"loss": -np.log(np.maximum(picked, 1e-300)), "correct": predicted == truth},
+        primary="accuracy",
         metrics=_known(
             {
                 "accuracy": metrics.accuracy(truth, predicted),
@@ -288,6 +289,7 @@ def _score_sets(truth: Array, scores: Array, threshold: float) -> Scores:
             "loss": -np.log(np.maximum(likelihood, 1e-300)).mean(axis=1),
             "correct": (predicted == truth).all(axis=1),
         },
+        primary="accuracy",
         metrics=_known(
             {
                 "accuracy": metrics.exact_match(truth, predicted),
@@ -303,6 +305,7 @@ def _score_numbers(truth: Array, predicted: Array) -> Scores:
     error = predicted - truth
     return Scores(
         per_example={"loss": error**2, "error": error},
+        primary="pearson",
         metrics=_known(
             {
                 "pearson": metrics.pearson(truth, predicted),

@@ -77,8 +77,8 @@ def make_config(values: Mapping[str, Any], *, where: str | None = None) -> Train
     try:
         return TrainConfig.model_validate(known)
     except UsageError as error:
-        place = replace(error.where, source=where)
-        raise UsageError(error.code, error.what, where=place, value=error.value, fix=error.fix) from None
+        error.where = replace(error.where, source=where)
+        raise
 
 
 def read_config(path: Path | None, settings: Iterable[str] = ()) -> TrainConfig:

@@ -102,10 +102,10 @@ def fit(
                     loss_sum, weight_sum = _backward(model, task, to_tensors(batch, device), config.precision)
                     loss, weight = loss + loss_sum, weight + weight_sum
                 if not math.isfinite(loss):
-                    raise _not_finite("loss", done + 1, loss)
+                    raise not_finite("loss", done + 1, loss)
                 norm = _finish_gradients(model, weight, config.clip)
                 if not math.isfinite(norm):
-                    raise _not_finite("gradient norm", done + 1, norm)
+                    raise not_finite("gradient norm", done + 1, norm)
                 rate = scheduler.get_last_lr()[0]
                 optimizer.step()
                 scheduler.step()
@@ -123,6 +123,19 @@ def fit(
                 )
                 if after_step(step):
                     return
+
+
+def check_finite(model: torch.nn.Module, step: int) -> None:
+    """Raises TrainingError "weights-not-finite": finite gradients at too high a rate can still ruin the weights."""
+    for name, parameter in model.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise TrainingError(
+                "weights-not-finite",
+                f"the weights were no longer finite after step {step}; nothing is saved from them",
+                where=f"step {step}",
+                value=name,
+                fix="lower learning_rate; earlier weights stand in checkpoints/, if the run has saved any",
+            )
 
 
 def _backward(model: torch.nn.Module, task: Task, batch: Batch, precision: str) -> tuple[float, float]:
@@ -167,10 +180,11 @@ def _flushes_denormals() -> bool:
     return bool((smallest / 4 == 0).item())
 
 
-def _not_finite(what: str, step: int, value: float) -> TrainingError:
+def not_finite(what: str, step: int, value: float) -> TrainingError:
+    """The error of a run whose numbers left the finite ones: "loss-not-finite"."""
     return TrainingError(
         "loss-not-finite",
-        f"the {what} became {value} in step {step}; the weights before that step are intact",
+        f"the {what} became {value} in step {step}; nothing is saved from there",
         where=f"step {step}",
         value=value,
         fix="lower learning_rate, set clip, or look for extreme values in the rows",

@@ -13,7 +13,7 @@ _CARD = """\
 ---
 library_name: transformers
 pipeline_tag: {pipeline_tag}
-base_model: {base}
+base_model: {quoted_base}
 tags:
 - warmstart
 ---
@@ -70,6 +70,7 @@ class RunFacts:
         return _CARD.format(
             pipeline_tag="feature-extraction" if self.task == "sentence-embedding" else self.task,
             base=self.base,
+            quoted_base=json.dumps(self.base),  # a JSON string is a YAML string, whatever a path may hold
             title=f"{self.task} from {self.base}",
             task=self.task,
             training_rows=self.training_rows,

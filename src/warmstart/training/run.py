@@ -13,15 +13,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import tomli_w
 
-from warmstart.errors import UsageError
+from warmstart.errors import UsageError, WarmstartError
 from warmstart.training.config import TrainConfig
 from warmstart.training.loop import Step
 
@@ -32,18 +34,23 @@ class RunDirectory:
 
     path: Path
 
-    @classmethod
-    def create(cls, path: Path) -> RunDirectory:
-        """A new, empty run directory. Raises UsageError "run-exists" where something is there already."""
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    def check_free(self) -> None:
+        """Raises UsageError "run-exists" where something is there already."""
+        with self._reported():
+            taken = self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir()))
+        if taken:
             raise UsageError(
                 "run-exists",
                 "the output of a run must be a new or an empty directory",
-                where=str(path),
+                where=str(self.path),
                 fix="choose another -o, or remove the directory",
             )
-        (path / "checkpoints").mkdir(parents=True, exist_ok=True)
-        return cls(path)
+
+    def create(self) -> None:
+        """Make the empty directory. Raises what `check_free` raises, and WarmstartError "run-unwritable"."""
+        self.check_free()
+        with self._reported():
+            (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
 
     @property
     def model(self) -> Path:
@@ -62,7 +69,8 @@ class RunDirectory:
 
     def prune(self, keep: int) -> None:
         """Remove all but the newest `keep` step checkpoints."""
-        for old in sorted((self.path / "checkpoints").glob("step-*[0-9]"))[:-keep]:
+        made = [path for path in (self.path / "checkpoints").iterdir() if re.fullmatch(r"step-\d+", path.name)]
+        for old in sorted(made, key=lambda path: int(path.name.removeprefix("step-")))[:-keep]:
             shutil.rmtree(old)
 
     def write_config(self, config: TrainConfig, *, model: str, task: str, options: Mapping[str, Any]) -> None:
@@ -73,10 +81,12 @@ class RunDirectory:
             # TOML has no null; `make_config` reads the word back.
             "train": {key: "none" if value is None else value for key, value in config.model_dump().items()},
         }
-        (self.path / "config.toml").write_text(tomli_w.dumps(document), encoding="utf-8")
+        with self._reported():
+            (self.path / "config.toml").write_text(tomli_w.dumps(document), encoding="utf-8")
 
     def write_provenance(self, values: Mapping[str, Any]) -> None:
-        (self.path / "provenance.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        with self._reported():
+            (self.path / "provenance.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
     def log_step(self, step: Step) -> None:
         self._log(dataclasses.asdict(step))
@@ -85,5 +95,17 @@ class RunDirectory:
         self._log({"step": step.step, "epoch": step.epoch, "validation": values})
 
     def _log(self, line: Mapping[str, Any]) -> None:
-        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        with self._reported(), (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line, allow_nan=False) + "\n")
+
+    @contextmanager
+    def _reported(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise WarmstartError(
+                "run-unwritable",
+                f"the run directory cannot be written: {error.strerror or error}",
+                where=str(error.filename or self.path),
+                fix="check free space and permissions, or choose another -o",
+            ) from None

@@ -7,18 +7,17 @@ from dataclasses import dataclass
 
 @dataclass
 class Selection:
-    """Remembers the best evaluation so far, by the task's first metric and, where that is equal, by the lower loss."""
+    """Remembers the best evaluation so far, by a rank whose larger value is better."""
 
     patience: int | None
-    best: tuple[float, float] | None = None  # (metric, -loss)
+    best: tuple[float, float] | None = None  # the rank: (metric, -loss)
     best_step: int = 0
     since_best: int = 0
 
-    def offer(self, step: int, metric: float, loss: float) -> bool:
-        """Take in an evaluation; True if it is the best so far."""
-        value = (metric, -loss)
-        if self.best is None or value > self.best:
-            self.best, self.best_step, self.since_best = value, step, 0
+    def offer(self, step: int, rank: tuple[float, float]) -> bool:
+        """Take in an evaluation; True if it is the best so far. Of equal ones the first stays."""
+        if self.best is None or rank > self.best:
+            self.best, self.best_step, self.since_best = rank, step, 0
             return True
         self.since_best += 1
         return False

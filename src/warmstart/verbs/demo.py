@@ -14,8 +14,9 @@ from warmstart.pipeline import Pipeline
 from warmstart.rows import Row, bucket
 from warmstart.training.config import TrainConfig
 from warmstart.verbs.evaluate import Evaluation, evaluate
+from warmstart.verbs.fitting import Progress
 from warmstart.verbs.load import load
-from warmstart.verbs.train import Progress, Run, train
+from warmstart.verbs.train import Run, train
 
 SENTENCES = (
     "I love LangChain!",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,12 +13,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from warmstart.errors import DataError
+from warmstart.errors import DataError, UsageError, WarmstartError
 from warmstart.features import Array
 from warmstart.metrics import Metric
 from warmstart.pipeline import Pipeline
 from warmstart.rows import Row, read
-from warmstart.tasks import as_dict
+from warmstart.tasks import TASKS, as_dict
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,7 @@ class Evaluation:
     task: str
     rows: int
     metrics: Mapping[str, Metric]
+    primary: str | None = None  # the metric that ranks evaluations, if the predictions define it
     per_example: Mapping[str, Array] = field(repr=False, default_factory=dict)
     examples: tuple[Row, ...] = field(repr=False, default=())
     predictions: tuple[Any, ...] = field(repr=False, default=())
@@ -35,6 +38,13 @@ class Evaluation:
         """Mean loss a row; does not depend on how rows were batched."""
         return float(self.per_example["loss"].mean())
 
+    @property
+    def rank(self) -> tuple[float, float]:
+        """What evaluations of the same rows are compared by, larger is better: the primary metric, then the loss."""
+        primary = None if self.primary is None else self.metrics.get(self.primary)
+        undefined = 0.0 if self.primary is None else -math.inf
+        return undefined if primary is None else primary.value, -self.loss
+
     def as_dict(self) -> dict[str, Any]:
         """The JSON shape of `warmstart evaluate --json`."""
         return {
@@ -43,16 +53,35 @@ class Evaluation:
             "metrics": {name: metric.as_dict() for name, metric in self.metrics.items()},
         }
 
+    def write(self, folder: Path) -> None:
+        """`metrics.json` (the shape of `as_dict`) and `predictions.parquet` in a folder, which is made if need be.
+
+        Raises WarmstartError "output-failed".
+        """
+        with _reported(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "metrics.json").write_text(json.dumps(self.as_dict(), indent=2) + "\n", encoding="utf-8")
+        self.write_predictions(folder / "predictions.parquet")
+
     def write_predictions(self, path: Path) -> None:
-        """One Parquet line an example: `row`, the row's fields, `prediction` as JSON, and the per-example scores."""
-        names = sorted({name for row in self.examples for name in row})
-        columns: dict[str, Any] = {"row": list(range(self.rows))}
-        for name in names:
-            columns[name] = [_cell(row.get(name)) for row in self.examples]
-        columns["prediction"] = [json.dumps(as_dict(prediction), ensure_ascii=False) for prediction in self.predictions]
-        for name, values in self.per_example.items():
-            columns[name] = values.tolist()
-        pq.write_table(pa.table(columns), path)
+        """One Parquet line an example: `row`, the row's fields, `prediction` as JSON, and the per-example scores.
+
+        A field that has the name of one of our columns is kept as `input_<name>`. Raises WarmstartError
+        "output-failed".
+        """
+        row = {"row": list(range(self.rows))}
+        ours: dict[str, Any] = {
+            "prediction": [json.dumps(as_dict(prediction)) for prediction in self.predictions],
+            **{name: values.tolist() for name, values in self.per_example.items()},
+        }
+        fields: dict[str, Any] = {}
+        for name in sorted({name for example in self.examples for name in example}):
+            key = name
+            while key in row or key in ours or key in fields:
+                key = f"input_{key}"
+            fields[key] = [_cell(example.get(name)) for example in self.examples]
+        with _reported(path):
+            pq.write_table(pa.table({**row, **fields, **ours}), path)
 
 
 def evaluate(
@@ -68,10 +97,21 @@ def evaluate(
         result.metrics["accuracy"]           # Metric(value=…, lo=…, hi=…)
 
     Accuracies have Wilson's interval, all else a bootstrap's. `progress` is called with the number of rows done.
-    Raises DataError for a row without a text or with a label the model does not know.
+    Raises UsageError "task-without-metrics", DataError for a row without a text or with a label the model does not
+    know, before anything is predicted.
     """
-    rows = read(data, fields=pipeline.task.fields, columns=columns, targets=True)
-    return evaluate_rows(pipeline, list(rows), progress=progress)
+    task = pipeline.task
+    if not task.trainable:
+        raise UsageError(
+            "task-without-metrics",
+            f"{task.name} cannot be judged in this version",
+            value=task.name,
+            fix=f"give task=, one of: {', '.join(name for name, each in TASKS.items() if each.trainable)}",
+        )
+    rows = list(read(data, fields=task.fields, columns=columns, targets=True))
+    for _ in task.encode(rows, train=True):
+        pass  # a row that cannot be judged is an error now, not after all the predictions
+    return evaluate_rows(pipeline, rows, progress=progress)
 
 
 def evaluate_rows(pipeline: Pipeline, rows: list[Row], *, progress: Callable[[int], None] | None = None) -> Evaluation:
@@ -84,6 +124,7 @@ def evaluate_rows(pipeline: Pipeline, rows: list[Row], *, progress: Callable[[in
         task=pipeline.task.name,
         rows=len(rows),
         metrics=scores.metrics,
+        primary=scores.primary,
         per_example=scores.per_example,
         examples=tuple(rows),
         predictions=predictions,
@@ -99,4 +140,20 @@ def _counted(predictions: Iterable[Any], progress: Callable[[int], None] | None)
 
 def _cell(value: Any) -> Any:
     """A field as a Parquet cell: one column holds one type, so anything but text becomes JSON."""
-    return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    if value is None:
+        return None
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    return text.encode("utf-8", "replace").decode("utf-8")  # a lone surrogate has no place in Parquet
+
+
+@contextmanager
+def _reported(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise WarmstartError(
+            "output-failed",
+            f"the evaluation could not be written: {error.strerror or error}",
+            where=str(error.filename or path),
+            fix="check the path, free space and permissions",
+        ) from None

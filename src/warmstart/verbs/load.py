@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from warmstart.checkpoints import Verified, find, load_model, load_tokenizer, verify
-from warmstart.engine import torch_runtime
-from warmstart.errors import UsageError
+from warmstart.engine import resolve_device, torch_runtime
+from warmstart.errors import CheckpointError, UsageError, did_you_mean
 from warmstart.pipeline import Pipeline
 from warmstart.tasks import TASKS, Task, find_task
 from warmstart.tokenization import Tokenizer
+
+log = logging.getLogger("warmstart")
+
+RECORD = "warmstart.json"  # what a run tells about its checkpoint
 
 
 def load(
@@ -36,11 +41,17 @@ def load(
         pipe = ws.load("starter")
         pipe("I love LangChain!").label      # 'POSITIVE'
 
-    Raises UsageError for a wrong name of task, option or device, before any file or network is touched;
-    CheckpointError for a checkpoint that is missing, damaged, hostile or has no trained head.
+    Raises UsageError for a wrong name of task or device, and of an option where `task` is given, before any file or
+    network is touched; CheckpointError for a checkpoint that is missing, damaged, hostile or has no trained head.
     """
     kind = None if task is None else find_task(task)
-    found = find(str(name))
+    if kind is not None:
+        check_option_names(kind, options or {})
+    if labels is not None:
+        _check_labels(labels)
+    if device != "auto":
+        resolve_device(device)
+    found = find(name)
     verified = verify(found.folder)
     kind = kind or task_of(verified)
     tokenizer = load_tokenizer(verified)
@@ -83,12 +94,40 @@ def task_of(verified: Verified) -> type[Task]:
     return TASKS[verified.task]
 
 
+def check_option_names(kind: type[Task], options: Mapping[str, Any]) -> None:
+    """Raises UsageError "option-unknown", with the nearest name."""
+    known = (*kind.option_names, "max_length")
+    for name in options:
+        if name not in known:
+            raise UsageError(
+                "option-unknown", f"{kind.name} has no option {name!r}", value=name, fix=did_you_mean(name, known)
+            )
+
+
 def make_task(kind: type[Task], tokenizer: Any, verified: Verified, options: Mapping[str, Any]) -> Task:
     """The task over our own copy of the tokenizer. A run's own options stand where none are given.
 
-    Raises UsageError "option-unknown", "option-value" or "limit-too-small".
+    Raises UsageError "option-unknown", "option-value" or "limit-too-small"; CheckpointError "record-invalid" where it
+    is the checkpoint's own `warmstart.json` that asks for such a thing.
     """
-    chosen = {**_saved_options(verified.folder, kind), **options}
+    check_option_names(kind, options)
+    saved = _saved_options(verified.folder, kind)
+    try:
+        return _make_task(kind, tokenizer, verified, {**saved, **options})
+    except UsageError as error:
+        if options or not saved:
+            raise
+        raise CheckpointError(
+            "record-invalid",
+            f"the options saved with the checkpoint cannot be used: {error.what}",
+            where=str(verified.folder / RECORD),
+            value=error.value,
+            fix="correct the file, or remove it and give the options with the call",
+        ) from None
+
+
+def _make_task(kind: type[Task], tokenizer: Any, verified: Verified, options: Mapping[str, Any]) -> Task:
+    chosen = dict(options)
     max_length = chosen.pop("max_length", None)
     if max_length is not None and (not isinstance(max_length, int) or isinstance(max_length, bool) or max_length <= 0):
         raise UsageError(
@@ -101,6 +140,8 @@ def make_task(kind: type[Task], tokenizer: Any, verified: Verified, options: Map
         # BERT-like models tell the texts of a pair apart by token types; their configs say how many there are.
         type_ids=(verified.config.get("type_vocab_size") or 0) > 1,
     )
+    if max_length is not None and ours.limit < max_length:
+        log.warning("max_length=%d is more than the checkpoint reads: its limit is %d tokens", max_length, ours.limit)
     return kind.from_checkpoint(ours, verified.config, verified.folder, chosen)
 
 
@@ -111,7 +152,23 @@ def options_of(task: Task) -> dict[str, Any]:
 
 
 def _saved_options(folder: Path, kind: type[Task]) -> dict[str, Any]:
-    path = folder / "warmstart.json"
-    saved = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    """What the run that made the checkpoint was told; an option of another version is left out, which is said."""
+    path = folder / RECORD
+    saved = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}  # `verify` has read it already
     options = saved.get("options") if saved.get("task") == kind.name else None
-    return dict(options) if isinstance(options, dict) else {}
+    if not isinstance(options, dict):
+        return {}
+    known = (*kind.option_names, "max_length")
+    if unknown := sorted(options.keys() - set(known)):
+        log.warning("%s: options of another version are left out: %s", path, ", ".join(unknown))
+    return {name: value for name, value in options.items() if name in known}
+
+
+def _check_labels(labels: Sequence[str]) -> None:
+    if isinstance(labels, str) or not all(isinstance(label, str) and label.strip() for label in labels):
+        raise UsageError(
+            "labels-not-names",
+            "labels must be a list of names",
+            value=labels,
+            fix='e.g. labels=["NEGATIVE", "POSITIVE"]',
+        )

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from warmstart.checkpoints import Found, Verified, find, load_model, load_tokenizer, load_weights, save_model, verify
-from warmstart.engine import torch_runtime
-from warmstart.errors import UsageError
+from warmstart.checkpoints import Found, Verified, find, load_model, load_tokenizer, load_weights, verify
+from warmstart.engine import resolve_device, torch_runtime
+from warmstart.errors import DataError, UsageError
 from warmstart.metrics import Metric
 from warmstart.pipeline import Pipeline
 from warmstart.provenance import environment, folder_digest, rows_digest
@@ -19,13 +19,12 @@ from warmstart.rows import Row, hold_out, read
 from warmstart.tasks import TASKS, Task, find_task
 from warmstart.training.batches import make_batches
 from warmstart.training.config import TrainConfig
-from warmstart.training.loop import Schedule, Step, fit
 from warmstart.training.model_card import RunFacts
-from warmstart.training.optimizers import adamw, default_learning_rate, scheduler
+from warmstart.training.optimizers import default_learning_rate
 from warmstart.training.run import RunDirectory
-from warmstart.training.selection import Selection
-from warmstart.verbs.evaluate import Evaluation, evaluate_rows
-from warmstart.verbs.load import make_task, options_of
+from warmstart.verbs.evaluate import Evaluation
+from warmstart.verbs.fitting import Fitting, Progress, fit_pipeline
+from warmstart.verbs.load import check_option_names, make_task, options_of
 
 log = logging.getLogger("warmstart")
 
@@ -44,15 +43,6 @@ class Run:
     @property
     def model(self) -> Path:
         return RunDirectory(self.path).model
-
-
-@dataclass(frozen=True)
-class Progress:
-    """What a run reports while it goes: a step of `total`, or (`validation` set) an evaluation after that step."""
-
-    step: Step
-    total: int
-    validation: Evaluation | None = None
 
 
 def train(
@@ -79,127 +69,57 @@ def train(
 
     A head that fits the rows' labels goes on being trained; otherwise a fresh one is started, which is said.
     Raises UsageError, DataError and CheckpointError before the first step for what is wrong with the call, the rows or
-    the checkpoint; TrainingError for a run that cannot go on.
+    the checkpoint; TrainingError for a run that cannot go on. A `progress` that fails is warned about and goes on.
     """
-    config = config or TrainConfig()
-    kind = None if task is None else find_task(task)
-    found = find(str(model))
+    config = _checked(config or TrainConfig(), validation)
+    kind = None if task is None else _trainable(find_task(task))
+    if kind is not None:
+        check_option_names(kind, options or {})
+    if config.device != "auto":
+        resolve_device(config.device)
+    directory = RunDirectory(Path(output))
+    directory.check_free()
+
+    found = find(model)
     verified = verify(found.folder)
     kind = kind or _task_for_training(verified)
-    if not kind.trainable:
-        raise UsageError(
-            "task-not-trainable",
-            f"{kind.name} cannot be trained in this version",
-            value=kind.name,
-            fix=f"give task=, one of: {', '.join(name for name, each in TASKS.items() if each.trainable)}",
-        )
     rows, held_out = _read_rows(kind, data, validation, columns)
     tokenizer = load_tokenizer(verified)
     loaded = make_task(kind, tokenizer, verified, options or {})
     learned = loaded.learn(rows)
     for _ in learned.encode(held_out, train=True):
         pass  # a validation row that cannot be used is an error now, not after the first epoch
-    directory = RunDirectory.create(Path(output))
-    fresh_head = None if verified.has_head and learned is loaded else learned.head()
-    if fresh_head is not None:
-        log.info("starting a fresh head for %s", learned.name)
-    network = load_model(verified, auto_class=kind.auto_class, fresh_head=fresh_head, seed=config.seed)
-    if config.learning_rate is None:
-        config = config.model_copy(update={"learning_rate": default_learning_rate(network.config.hidden_size)})
-        log.info("learning rate %.3g, by the width of the model", config.learning_rate)
+    batches = make_batches(learned, rows, seed=config.seed, batch_size=config.batch_size, max_tokens=config.max_tokens)
+    pipeline = _untrained(verified, tokenizer, learned, fresh=learned is not loaded, config=config, name=str(output))
+    config = _with_learning_rate(config, pipeline.model)
+    directory.create()
     directory.write_config(config, model=str(model), task=kind.name, options=options_of(learned))
     directory.write_provenance(_provenance(found, rows, held_out))
-    pipeline = Pipeline(
-        model=network,
+    fitting = fit_pipeline(pipeline, batches, held_out, config, directory, progress)
+    return _finish(fitting, base=found.name, rows=len(rows))
+
+
+def _untrained(
+    verified: Verified, tokenizer: Any, task: Task, *, fresh: bool, config: TrainConfig, name: str
+) -> Pipeline:
+    """The pipeline at its start; with a fresh head if asked to, or if the checkpoint has none."""
+    fresh_head = task.head() if fresh or not verified.has_head else None
+    if fresh_head is not None:
+        log.info("starting a fresh head for %s", task.name)
+    model = load_model(verified, auto_class=task.auto_class, fresh_head=fresh_head, seed=config.seed)
+    return Pipeline(
+        model=model,
         tokenizer=tokenizer,
-        task=learned,
-        runtime=torch_runtime(network, learned, device=config.device),
-        name=str(output),
+        task=task,
+        runtime=torch_runtime(model, task, device=config.device),
+        name=name,
         notes=verified.findings,
     )
-    training = _fit(pipeline, rows, held_out, config, directory, progress)
-    return _finish(training, base=found.name, rows=len(rows))
 
 
-@dataclass
-class _Training:
-    """What a run knows while its loop goes."""
-
-    pipeline: Pipeline
-    held_out: list[Row]
-    config: TrainConfig
-    schedule: Schedule
-    directory: RunDirectory
-    progress: Callable[[Progress], None] | None
-    selection: Selection
-    steps: int = 0
-    best: Evaluation | None = None
-
-    def after_step(self, step: Step) -> bool:
-        """Record the step; evaluate and save where that is due. True ends the run."""
-        self.steps = step.step
-        self.directory.log_step(step)
-        self.report(step)
-        if self.config.save_every and step.step % self.config.save_every == 0:
-            self.save(self.directory.step_checkpoint(step.step))
-            self.directory.prune(self.config.keep)
-        if self.held_out and self.schedule.evaluation_due(step.step, self.config.evaluate_every):
-            self.validate(step)
-        return self.selection.exhausted
-
-    def validate(self, step: Step) -> None:
-        """Evaluate, and keep the weights if they are the best so far."""
-        evaluation = evaluate_rows(self.pipeline, self.held_out)
-        self.directory.log_validation(step, {"loss": evaluation.loss, **evaluation.as_dict()["metrics"]})
-        self.report(step, evaluation)
-        first = next(iter(evaluation.metrics.values()), None)
-        if self.selection.offer(step.step, -evaluation.loss if first is None else first.value, evaluation.loss):
-            self.best = evaluation
-            self.save(self.directory.best)
-
-    def save(self, target: Path, extra: Mapping[str, bytes] | None = None) -> None:
-        save_model(self.pipeline.model, self.pipeline.tokenizer, target, extra=extra or {}, replace=True)
-
-    def report(self, step: Step, validation: Evaluation | None = None) -> None:
-        if self.progress is not None:
-            self.progress(Progress(step, self.schedule.total, validation))
-
-
-def _fit(
-    pipeline: Pipeline,
-    rows: list[Row],
-    held_out: list[Row],
-    config: TrainConfig,
-    directory: RunDirectory,
-    progress: Callable[[Progress], None] | None,
-) -> _Training:
-    batches = make_batches(
-        pipeline.task, rows, seed=config.seed, batch_size=config.batch_size, max_tokens=config.max_tokens
-    )
-    schedule = Schedule.of(batches, config)
-    training = _Training(
-        pipeline, held_out, config, schedule, directory, progress, selection=Selection(config.patience)
-    )
-    assert config.learning_rate is not None
-    optimizer = adamw(pipeline.model, learning_rate=config.learning_rate, weight_decay=config.weight_decay)
-    fit(
-        pipeline.model,
-        pipeline.task,
-        batches,
-        config,
-        optimizer,
-        scheduler(optimizer, config, schedule.total),
-        device=pipeline.device,
-        schedule=schedule,
-        after_step=training.after_step,
-    )
-    pipeline.model.eval()
-    return training
-
-
-def _finish(training: _Training, *, base: str, rows: int) -> Run:
+def _finish(fitting: Fitting, *, base: str, rows: int) -> Run:
     """Take the best weights back, save the result, and write the run's reports."""
-    directory, pipeline, best = training.directory, training.pipeline, training.best
+    directory, pipeline, best = fitting.directory, fitting.pipeline, fitting.best
     if best is not None:
         load_weights(pipeline.model, directory.best)
         best.write_predictions(directory.predictions)
@@ -207,21 +127,55 @@ def _finish(training: _Training, *, base: str, rows: int) -> Run:
         task=pipeline.task.name,
         base=base,
         options=options_of(pipeline.task),
-        settings=training.config.model_dump(),
+        settings=fitting.config.model_dump(),
         metrics={} if best is None else best.as_dict()["metrics"],
         training_rows=rows,
-        validation_rows=len(training.held_out),
-        steps=training.steps,
+        validation_rows=len(fitting.held_out),
+        steps=fitting.steps,
     )
-    training.save(directory.model, facts.files())
-    write_report(directory.path)
+    fitting.save(directory.model, facts.files())
+    try:
+        write_report(directory.path)
+    except Exception as error:  # the result is saved: a page about it is no reason to lose it
+        log.warning("the report could not be written: %r", error)
     return Run(
         pipeline=pipeline,
         path=directory.path,
         metrics={} if best is None else best.metrics,
         validation=best,
-        steps=training.steps,
-        best_step=training.selection.best_step if best else training.steps,
+        steps=fitting.steps,
+        best_step=fitting.selection.best_step if best else fitting.steps,
+    )
+
+
+def _checked(config: TrainConfig, validation: Any) -> TrainConfig:
+    """The config, if it is one and does not ask for what this call cannot give."""
+    if not isinstance(config, TrainConfig):
+        raise UsageError(
+            "config-not-config",
+            f"config must be a TrainConfig, and is of type {type(config).__name__}",
+            value=config,
+            fix="config=ws.TrainConfig(epochs=3)",
+        )
+    for name, value in (("patience", config.patience), ("evaluate_every", config.evaluate_every)):
+        if value is not None and validation is None:
+            raise UsageError(
+                "validation-needed",
+                f"{name} needs validation rows to look at",
+                value=value,
+                fix=f"give validation=, a file or a share such as 0.1, or leave {name} out",
+            )
+    return config
+
+
+def _trainable(kind: type[Task]) -> type[Task]:
+    if kind.trainable:
+        return kind
+    raise UsageError(
+        "task-not-trainable",
+        f"{kind.name} cannot be trained in this version",
+        value=kind.name,
+        fix=f"give task=, one of: {', '.join(name for name, each in TASKS.items() if each.trainable)}",
     )
 
 
@@ -234,22 +188,40 @@ def _task_for_training(verified: Verified) -> type[Task]:
     return TASKS["text-classification"]
 
 
+def _with_learning_rate(config: TrainConfig, network: Any) -> TrainConfig:
+    if config.learning_rate is not None:
+        return config
+    rate = default_learning_rate(network.config.hidden_size)
+    log.info("learning rate %.3g, by the width of the model", rate)
+    return config.model_copy(update={"learning_rate": rate})
+
+
 def _read_rows(
     kind: type[Task], data: Any, validation: Any, columns: Mapping[str, str] | None
 ) -> tuple[list[Row], list[Row]]:
+    share = validation if isinstance(validation, int | float) else None
+    if share is not None and (isinstance(share, bool) or not 0 < share < 1):
+        raise UsageError(
+            "validation-share",
+            "a share of rows to hold out lies between 0 and 1",
+            value=validation,
+            fix="e.g. validation=0.1, or a file of rows",
+        )
     rows = list(read(data, fields=kind.fields, columns=columns, targets=True))
-    if isinstance(validation, int | float):
-        if isinstance(validation, bool) or not 0 < validation < 1:
-            raise UsageError(
-                "validation-share",
-                "a share of rows to hold out lies between 0 and 1",
-                value=validation,
-                fix="e.g. validation=0.1, or a file of rows",
-            )
-        return hold_out(rows, float(validation))
     if validation is None:
         return rows, []
-    return rows, list(read(validation, fields=kind.fields, columns=columns, targets=True))
+    if share is not None:
+        rows, held_out = hold_out(rows, float(share))
+    else:
+        held_out = list(read(validation, fields=kind.fields, columns=columns, targets=True))
+    if rows and not held_out:
+        raise DataError(
+            "validation-empty",
+            "there are no validation rows",
+            value=validation if isinstance(validation, str | float) else None,
+            fix="give rows with different texts to hold a share of them out, or another file, or no validation",
+        )
+    return rows, held_out
 
 
 def _provenance(found: Found, rows: list[Row], held_out: list[Row]) -> dict[str, Any]:
