@@ -41,7 +41,7 @@ LIGHT = ("errors", "display", "features", "randomness", "provenance", "tokenizat
 LIGHT += ("tasks", "report", "pipeline")
 HEAVY = {"torch", "transformers", "peft", "sentence_transformers", "datasets", "pandas", "polars"}
 
-# The four seams at which an import may wait until it is needed. (Tasks: see `_task_may`.)
+# The four seams at which an import may wait until it is needed. (Tasks and rows: see `_task_may` and `_rows_may`.)
 SEAMS = ("__init__.py", "cli/", "checkpoints/__init__.py", "engine/__init__.py")
 TASK_FUNCTIONS = {"forward", "infer", "loss"}
 
@@ -181,13 +181,18 @@ def test_imports_wait_only_at_the_named_seams() -> None:
         f"{found} inside {found.function}()"
         for file in FILES
         for found in _imports(file)
-        if found.function and not _place(file).startswith(SEAMS) and not _task_may(file, found)
+        if found.function and not (_place(file).startswith(SEAMS) or _task_may(file, found) or _rows_may(file, found))
     ]
     assert not wrong, _listed(wrong)
 
 
 def _task_may(file: Path, found: Import) -> bool:
     return _place(file).startswith("tasks/") and found.top == "torch" and found.function in TASK_FUNCTIONS
+
+
+def _rows_may(file: Path, found: Import) -> bool:
+    """docs/decisions/0002: reading JSONL, CSV and text must not pay for pyarrow."""
+    return _place(file).startswith("rows/") and found.top == "pyarrow"
 
 
 def test_light_parts_name_nothing_heavy_at_module_level() -> None:

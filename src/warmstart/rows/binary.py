@@ -20,16 +20,16 @@ PARQUET = b"PAR1"
 ARROW = b"ARROW1"
 
 _FOREIGN = (
-    (b"\x28\xb5\x2f\xfd", "zstd", "a zstandard file, which nothing here reads", "decompress it first: zstd -d FILE"),
-    (b"\xfd7zXZ\x00", "xz", "an xz file, which nothing here reads", "decompress it first: xz -d FILE"),
-    (b"BZh", "bzip2", "a bzip2 file, which nothing here reads", "decompress it first: bzip2 -d FILE"),
-    (b"PK\x03\x04", "zip", "a zip archive (an .xlsx workbook is one too)", "unpack it, or save the sheet as CSV"),
-    (b"\xd0\xcf\x11\xe0", "xls", "an old Excel workbook", "save the sheet as CSV"),
-    (b"%PDF", "pdf", "a PDF", "extract its text to a file of plain lines"),
-    (b"\x80\x04\x95", "pickle", "a pickle, which could run code when read", "save the rows as JSONL or Parquet"),
-    (b"\x80\x05\x95", "pickle", "a pickle, which could run code when read", "save the rows as JSONL or Parquet"),
-    (b"SQLite format 3", "sqlite", "an SQLite database", "export the table as CSV"),
-    (b"version https://git-lfs", "lfs-pointer", "a Git-LFS pointer, not the data itself", "run: git lfs pull"),
+    (b"\x28\xb5\x2f\xfd", "format-zstd", "a zstandard file, which nothing here reads", "decompress it first: zstd -d FILE"),
+    (b"\xfd7zXZ\x00", "format-xz", "an xz file, which nothing here reads", "decompress it first: xz -d FILE"),
+    (b"BZh", "format-bzip2", "a bzip2 file, which nothing here reads", "decompress it first: bzip2 -d FILE"),
+    (b"PK\x03\x04", "format-zip", "a zip archive (an .xlsx workbook is one too)", "unpack it, or save the sheet as CSV"),
+    (b"\xd0\xcf\x11\xe0", "format-xls", "an old Excel workbook", "save the sheet as CSV"),
+    (b"%PDF", "format-pdf", "a PDF", "extract its text to a file of plain lines"),
+    (b"\x80\x04\x95", "format-pickle", "a pickle, which could run code when read", "save the rows as JSONL or Parquet"),
+    (b"\x80\x05\x95", "format-pickle", "a pickle, which could run code when read", "save the rows as JSONL or Parquet"),
+    (b"SQLite format 3", "format-sqlite", "an SQLite database", "export the table as CSV"),
+    (b"version https://git-lfs", "format-lfs-pointer", "a Git-LFS pointer, not the data itself", "run: git lfs pull"),
 )
 
 
@@ -81,9 +81,9 @@ def read_capped(stream: io.BufferedReader, limit: int) -> bytes:
 
 def refuse_foreign(head: bytes, name: str) -> None:
     """Raises `DataError` "format-…" for bytes that are certainly no rows: archives, pickles, web pages."""
-    for magic, kind, what, fix in _FOREIGN:
+    for magic, code, what, fix in _FOREIGN:
         if head.startswith(magic):
-            raise DataError(f"format-{kind}", f"this is {what}", where=name, value=head[:8], fix=fix)
+            raise DataError(code, f"this is {what}", where=name, value=head[:8], fix=fix)
     if head.lstrip()[:14].lower().startswith((b"<!doctype html", b"<html")):
         raise DataError(
             "format-html",
