@@ -36,9 +36,11 @@ def command(
     \b
     warmstart evaluate -m runs/a -d test.jsonl
     """
-    from warmstart.verbs.evaluate import evaluate
+    from warmstart.verbs.evaluate import evaluate, make_folder
     from warmstart.verbs.load import load
 
+    if output is not None:
+        make_folder(output)
     pipe = load(model, task=task, options=options, device=device)
     result = evaluate(pipe, data, columns=columns)
     if output is not None:

@@ -130,6 +130,6 @@ def _refused(error: ValidationError) -> UsageError:
         "config-value",
         f"the training setting {key!r} cannot have this value: {first['msg']}",
         where=Where(field=key or None),
-        value=first["input"],
+        value="none" if first["input"] is None else first["input"],  # None as this is read and written
         fix=f"{key}: {field.description}" if field else "give settings by name, as in TrainConfig(epochs=3)",
     )

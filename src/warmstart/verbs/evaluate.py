@@ -58,8 +58,8 @@ class Evaluation:
 
         Raises WarmstartError "output-failed".
         """
+        make_folder(folder)
         with _reported(folder):
-            folder.mkdir(parents=True, exist_ok=True)
             (folder / "metrics.json").write_text(json.dumps(self.as_dict(), indent=2) + "\n", encoding="utf-8")
         self.write_predictions(folder / "predictions.parquet")
 
@@ -129,6 +129,12 @@ def evaluate_rows(pipeline: Pipeline, rows: list[Row], *, progress: Callable[[in
         examples=tuple(rows),
         predictions=predictions,
     )
+
+
+def make_folder(folder: Path) -> None:
+    """A folder to write an evaluation into, its parents too. Raises WarmstartError "output-failed"."""
+    with _reported(folder):
+        folder.mkdir(parents=True, exist_ok=True)
 
 
 def _counted(predictions: Iterable[Any], progress: Callable[[int], None] | None) -> Iterable[Any]:
