@@ -13,7 +13,7 @@ BAD = ("a dull and empty film", "badly acted", "I walked out", "a lazy, hollow s
 
 
 def labelled(repeats: int) -> list[dict[str, str]]:
-    texts = [(text, "positive") for text in GOOD] + [(text, "negative") for text in BAD]
+    texts = [*((text, "positive") for text in GOOD), *((text, "negative") for text in BAD)]
     return [
         {"text": f"{text}{' indeed' * (i % 3)}, take {i}", "label": label}
         for i in range(repeats)

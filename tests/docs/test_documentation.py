@@ -1,7 +1,7 @@
 """Every page and every example is executed, top to bottom, as a person would who follows it.
 
-A ```python block runs in its page's one namespace; a line `$ warmstart …` of a ```console block runs through the command
-line and must exit with 0. A block under `<!-- not executed: reason -->` is left out.
+A ```python block runs in its page's one namespace; a line `$ warmstart …` of a ```console block runs through the
+command line and must exit with 0. A block under `<!-- not executed: reason -->` is left out.
 """
 
 from __future__ import annotations
