@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 import warmstart as ws
@@ -47,3 +48,11 @@ def without_dropout(model: torch.nn.Module) -> torch.nn.Module:
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
     return model
+
+
+def assert_same(ours: Sequence[Any], others: Sequence[Any]) -> None:
+    """The same labels, and scores equal but for rounding: weights at another address may be summed in another order."""
+    assert [one.label for one in ours] == [other.label for other in others]
+    for one, other in zip(ours, others, strict=True):
+        assert one.scores == pytest.approx(other.scores, abs=1e-6)
+        assert (one.tokens, one.truncated, one.flags) == (other.tokens, other.truncated, other.flags)
