@@ -188,11 +188,11 @@ class Tokenizer:
             if left <= stride:
                 raise _no_room(room - left, room, where)
             last.truncate(left, stride=stride)
-            return tuple(self.rust.post_process(*first, window) for window in (last, *last.overflowing)), False
+            piece = self.rust.post_process(*first, last)
+            return (piece, *piece.overflowing), False
         keep = _longest_first(len(first[0]), len(last), room) if first else (room,)
-        for encoding, most in zip(bare, keep, strict=True):
-            encoding.truncate(most, direction=self.truncation_side)
-        return (self.rust.post_process(*bare),), True
+        cut = [_cut(encoding, most, self.truncation_side) for encoding, most in zip(bare, keep, strict=True)]
+        return (self.rust.post_process(*cut),), True
 
     def _flags(self, text: Text, parts: Sequence[str], pieces: Sequence[Any]) -> tuple[str, ...]:
         flags = []
@@ -240,6 +240,22 @@ def _no_room(taken: int, room: int, where: Where) -> DataError:
         where=where,
         fix='shorten the first text, lower `stride`, or use long_text="truncate"',
     )
+
+
+def _cut(encoding: Any, size: int, side: str) -> Any:
+    """An encoding without what it has beyond `size` tokens on a side.
+
+    `truncate` keeps what it cuts off in pieces, and `post_process` joins every piece of a pair's first text with every
+    piece of its second: quadratic in their lengths. So the part that stays is the one piece that is cut off the other
+    side, which keeps nothing.
+    """
+    rest = len(encoding) - size
+    if rest <= 0 or size == 0:
+        encoding.truncate(size)
+        return encoding
+    encoding.truncate(max(rest, size), stride=max(size - rest, 0), direction="left" if side == "right" else "right")
+    [part] = encoding.overflowing
+    return part
 
 
 def _longest_first(first: int, second: int, room: int) -> tuple[int, int]:

@@ -120,14 +120,15 @@ class TextClassification:
 
     def learn(self, rows: Sequence[Row]) -> TextClassification:
         """The task with the labels and the problem of these rows; itself, if its labels already cover theirs."""
-        values, wheres = [row["label"] for row in rows], [row.where for row in rows]
+        values = [row["label"] for row in rows]
+        wheres = [dataclasses.replace(row.where, field="label") for row in rows]
         problem = infer_problem(values)
         if problem == "regression":
             if self.problem == "regression" and self.labels:
                 return self
             return dataclasses.replace(self, labels=("score",), problem="regression")
         if problem == "single":
-            check_training_labels(values)
+            check_training_labels(values, wheres=wheres)
         if problem == self.problem and _cover(self.labels, values):
             return self
         return dataclasses.replace(self, labels=Labels.learn(values, wheres).names, problem=problem)
