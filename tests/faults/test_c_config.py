@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import socket
 import sys
 import time
@@ -151,6 +152,18 @@ def test_c19_trust_keys_are_dropped_and_reported(folder: Path, key: str, monkeyp
     assert attempts == []
 
 
+def test_c19_backbone_of_another_repository_is_never_asked_for(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The config classes of detection models fetch the config that `backbone` names while they are built."""
+    edit_json(folder / "config.json", {"model_type": "dpt", "backbone": "evil/repo", "use_timm_backbone": False})
+    verified = verify(folder)
+    assert "config.json: backbone is never obeyed; dropped" in verified.findings
+    attempts: list[object] = []
+    monkeypatch.setattr(socket.socket, "connect", lambda self, address: attempts.append(address))
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: attempts.append(args))
+    assert load_config(verified).model_type == "dpt"
+    assert attempts == []
+
+
 def test_c19_twin_numbers_about_kernels_are_kept(folder: Path) -> None:
     edit_json(folder / "config.json", {"conv_kernel_size": 3, "conv_kernel": [1, 3]})
     verified = verify(folder)
@@ -194,6 +207,27 @@ def test_c20_impossible_sizes_are_refused_before_a_model_is_built(folder: Path, 
     assert time.perf_counter() - start < 2
     assert caught.value.code in ("config-invalid", "config-size-mismatch")
     assert "config.json" in str(caught.value.where)
+
+
+@pytest.mark.parametrize("key", ["intermediate_size", "max_position_embeddings", "type_vocab_size"])
+@pytest.mark.parametrize("fresh_head", [None, {"num_labels": 2}])
+def test_c20_sizes_that_the_weights_cannot_fill_take_no_memory(
+    folder: Path, key: str, fresh_head: dict[str, object] | None
+) -> None:
+    assert load_model(verify(folder), auto_class=CLASSIFICATION).config.num_labels == 2  # the healthy twin; imports
+    edit_json(folder / "config.json", {key: 1 << 26})  # 8 GB and more, were it built
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with refused("config-size-mismatch", "config.json"):
+        load_model(verify(folder), auto_class=CLASSIFICATION, fresh_head=fresh_head)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 << 10  # in KB
+
+
+def test_c20_outputs_are_named_whatever_the_config_says(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    edit_json(folder / "config.json", {"return_dict": False})
+    verified = verify(folder)
+    model = load_model(verified, auto_class=CLASSIFICATION)
+    assert model(**load_tokenizer(verified)("warm", return_tensors="pt")).logits.shape == (1, 2)
+    assert any("return_dict" in record.getMessage() for record in caplog.records)
 
 
 @pytest.mark.parametrize("family", ["bert", "distilbert", "roberta", "modernbert", "gpt2"])

@@ -81,6 +81,19 @@ def test_c12_shard_is_a_link_outside(folder: Path, tmp_path: Path) -> None:
         verify(folder)
 
 
+def test_c12_folder_inside_is_a_link_outside(folder: Path, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "config.json").write_text("{}")
+    (folder / "1_Pooling").symlink_to(outside)
+    with refused("symlink-outside", "1_Pooling/config.json"):
+        verify(folder)
+    (folder / "1_Pooling").unlink()
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text("{}")
+    assert verify(folder).findings == ()
+
+
 def test_c12_weights_link_to_a_system_file(folder: Path) -> None:
     (folder / WEIGHTS).unlink()
     (folder / WEIGHTS).symlink_to("/etc/passwd")

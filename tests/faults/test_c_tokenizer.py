@@ -56,6 +56,33 @@ def test_c25_added_token_beyond_the_embedding(folder: Path) -> None:
         verify(folder)
 
 
+@pytest.mark.parametrize(
+    ("file", "changes", "token"),
+    [
+        ("tokenizer_config.json", {"pad_token": "[NEWPAD]"}, "[NEWPAD]"),
+        ("tokenizer_config.json", {"additional_special_tokens": ["<one>", "<two>"]}, "<one>"),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"0": {"content": "<zz>", "special": True}}}, "<zz>"),
+    ],
+)
+def test_c25_tokens_added_outside_tokenizer_json(folder: Path, file: str, changes: dict[str, Any], token: str) -> None:
+    assert load_tokenizer(verify(folder)).pad_token == "[PAD]"  # the healthy twin; imports
+    edit_json(folder / file, changes)
+    with refused("tokenizer-vocab-too-large", file) as caught:
+        load_tokenizer(verify(folder))
+    assert token in str(caught.value.value)
+
+
+def test_c25_vocabulary_without_tokenizer_json(folder: Path) -> None:
+    vocab = json.loads((folder / NAME).read_text())["model"]["vocab"]
+    (folder / NAME).unlink()
+    edit_json(folder / "tokenizer_config.json", {"tokenizer_class": "BertTokenizer"})
+    (folder / "vocab.txt").write_text("".join(f"{token}\n" for token in vocab))
+    assert len(load_tokenizer(verify(folder))) == len(vocab)
+    (folder / "vocab.txt").write_text("".join(f"{token}\n" for token in [*vocab, "beyond"]))
+    with refused("tokenizer-vocab-too-large", "tokenizer_config.json"):
+        load_tokenizer(verify(folder))
+
+
 def test_c25_twin_the_last_row_may_be_used_and_rows_may_be_spare(folder: Path, tiny: Callable[..., Path]) -> None:
     ids = json.loads((folder / NAME).read_text())["model"]["vocab"].values()
     assert max(ids) == _rows(folder) - 1

@@ -24,7 +24,7 @@ NAME = "config.json"
 # Keys that ask for code, kernels, downloads or other files. Never obeyed, at any depth.
 _TRUST = re.compile(
     r"_.*|auto_map|trust_remote_code|custom_.*|.*_implementation|use_kernels?|kernel_config|kernel_mapping|.*_internal|"
-    r"fusion_config|transformers_weights|extra_files|extra_config_files|use_pretrained_backbone|backbone_kwargs|"
+    r"fusion_config|transformers_weights|extra_files|extra_config_files|backbone|use_\w+_backbone|backbone_kwargs|"
     r"adapter_.*|distributed_config|.*_plan"
 )
 _KERNEL = re.compile(r".*kernel.*")  # `kernel_size: 3` is a number of the model; `kernel: "org/name"` is a repository

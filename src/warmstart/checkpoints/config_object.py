@@ -22,8 +22,14 @@ logger = logging.getLogger("warmstart")
 # Old names that every config class still accepts although they are no fields of it.
 _LEGACY_KEYS = frozenset({"num_labels", "rope_theta", "rope_scaling", "partial_rotary_factor", "output_attentions"})
 _BOOKKEEPING = frozenset({"model_type", "transformers_version", "torch_dtype", "dtype", "gradient_checkpointing"})
-# Settings that transformers 5 no longer has; another value than this changes the mathematics.
-_INERT: Mapping[str, object] = {"position_embedding_type": "absolute", "tie_weights_": True, "pruned_heads": {}}
+# Settings that transformers 5 no longer has; another value than this changes the mathematics. `return_dict` it has, but
+# the models that we hand out always name their outputs.
+_INERT: Mapping[str, object] = {
+    "position_embedding_type": "absolute",
+    "tie_weights_": True,
+    "pruned_heads": {},
+    "return_dict": True,
+}
 _HEAD_KEYS = frozenset({"num_labels", "id2label", "label2id", "problem_type"})
 
 
@@ -69,6 +75,7 @@ def load_config(verified: Verified, *, fresh_head: Mapping[str, object] | None =
 
 
 def say_dropped_keys(verified: Verified) -> None:
+    """Log which keys `load_config` left out: as a warning where the model then differs from what they ask for."""
     config_class = CONFIG_MAPPING[verified.model_type]
     unknown = set(verified.config) - _allowed_keys(config_class) - _BOOKKEEPING
     inert = {key for key in unknown if key in _INERT and verified.config[key] == _INERT[key]}
@@ -90,7 +97,7 @@ def _allowed_keys(config_class: type[PreTrainedConfig]) -> frozenset[str]:
         if issubclass(c, PreTrainedConfig) and c is not PreTrainedConfig
     )
     named = set(re.findall(r"""kwargs\.(?:pop|get)\(\s*["']([a-z][a-z0-9_]*)["']""", source))
-    return frozenset(declared | named | _LEGACY_KEYS)
+    return frozenset((declared | named | _LEGACY_KEYS) - {"return_dict"})
 
 
 def last_line(error: Exception) -> str:

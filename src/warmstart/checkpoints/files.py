@@ -30,7 +30,7 @@ def find_file(folder: Path, name: str) -> Path | None:
         return None
     except OSError as error:
         raise _unreadable(path, error) from None
-    if stat.S_ISLNK(entry.st_mode):
+    if stat.S_ISLNK(entry.st_mode) or "/" in name:  # a folder on the way may be a link, too
         _check_link(folder, path)
         try:
             entry = path.stat()
@@ -56,18 +56,16 @@ def _check_link(folder: Path, path: Path) -> None:
             "symlink-dangling",
             f"{path.name} is a symbolic link that leads nowhere",
             where=str(path),
-            value=str(path.readlink()),
+            value=str(path.readlink()) if path.is_symlink() else None,
             fix="download the checkpoint again, or put the real file in place of the link",
         ) from None
     allowed = [folder]
-    if (
-        folder.parent.name == "snapshots"
-    ):  # the hub cache: <repo>/snapshots/<commit>/<file> links to <repo>/blobs/<hash>
+    if folder.parent.name == "snapshots":  # the hub cache: <repo>/snapshots/<commit>/<file> -> <repo>/blobs/<hash>
         allowed.append(folder.parent.parent / "blobs")
     if not any(target.is_relative_to(root) for root in allowed):
         raise CheckpointError(
             "symlink-outside",
-            f"{path.name} is a symbolic link that leaves the checkpoint folder",
+            f"{path.relative_to(folder)} leads out of the checkpoint folder by a symbolic link",
             where=str(path),
             value=str(target),
             fix="copy the file into the folder if you trust it",

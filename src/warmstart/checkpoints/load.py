@@ -23,7 +23,7 @@ from warmstart.checkpoints.quiet import quiet_transformers
 from warmstart.checkpoints.tokenizer_object import has_vocabulary, load_tokenizer
 from warmstart.checkpoints.verified import Verified
 from warmstart.checkpoints.weights import read_weights
-from warmstart.errors import CheckpointError, UsageError, did_you_mean
+from warmstart.errors import CheckpointError, UsageError, Where, did_you_mean
 from warmstart.randomness import derive
 
 __all__ = ["AUTO_CLASSES", "load_config", "load_model", "load_tokenizer", "load_weights"]
@@ -41,6 +41,7 @@ AUTO_CLASSES = (
     "AutoModelForCTC",
     "AutoModelForSpeechSeq2Seq",
 )
+_BUFFERS = 1 << 26  # numbers that a model may compute for itself, such as tables of positions, whatever its size
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
 
@@ -59,8 +60,9 @@ def load_model(
     still the checkpoint's. It is a function of `seed`, and torch's global generator is left as it was; None draws from
     that generator. Without `fresh_head`, a head that is not in the file is an error, never random.
 
-    Raises CheckpointError `head-missing`, `weights-missing`, `weights-shape`, `architecture-unsupported`,
-    `model-build-failed`, those of `load_config`; UsageError `auto-class-unknown`, `dtype-unknown`, `fresh-head-key`.
+    Raises CheckpointError `config-size-mismatch`, `head-missing`, `weights-missing`, `weights-shape`,
+    `architecture-unsupported`, `model-build-failed`, those of `load_config`; UsageError `auto-class-unknown`,
+    `dtype-unknown`, `fresh-head-key`.
 
     >>> model = load_model(verify(folder), auto_class="AutoModelForSequenceClassification")  # doctest: +SKIP
     >>> type(model).__name__  # doctest: +SKIP
@@ -79,6 +81,7 @@ def load_model(
     say_dropped_keys(verified)
     _set_pad_token_id(verified, config)
     auto = getattr(transformers, auto_class)
+    _check_size(auto, verified, config, fresh=fresh_head is not None)
     with _seeded(seed):
         model, info = _from_pretrained(auto, verified.folder, config, _DTYPES[dtype])
         check_weights(verified.folder, model, info, fresh=fresh_head is not None)
@@ -114,18 +117,44 @@ def load_weights(model: PreTrainedModel, folder: Path) -> None:
 def _from_pretrained(
     auto: Any, folder: Path, config: PreTrainedConfig, dtype: torch.dtype
 ) -> tuple[Any, dict[str, Any]]:
+    with _building(auto, folder, config):
+        return auto.from_pretrained(
+            str(folder),
+            config=config,
+            dtype=dtype,
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+            ignore_mismatched_sizes=True,  # so that mismatches are listed; `check_weights` refuses them
+            output_loading_info=True,
+        )
+
+
+def _check_size(auto: Any, verified: Verified, config: PreTrainedConfig, *, fresh: bool) -> None:
+    """Refuse a model that the weights cannot fill before it takes memory: on torch's meta device it has sizes only.
+
+    Weights that are missing or of another shape would be allocated, however large, before they could be listed.
+    """
+    with _building(auto, verified.folder, config), torch.random.fork_rng(devices=[]), torch.device("meta"):
+        model = auto.from_config(config)
+    described = model.base_model if fresh else model  # a fresh head is as large as the person asked for
+    parameters = sum(parameter.numel() for parameter in described.parameters())
+    stored = sum(tensor.count for tensor in verified.tensors.values())
+    if parameters > 2 * stored or sum(buffer.numel() for buffer in model.buffers()) > 2 * stored + _BUFFERS:
+        raise CheckpointError(
+            "config-size-mismatch",
+            f"the config describes a model of {parameters:,} parameters, the weights have {stored:,}",
+            where=Where(source=str(verified.folder / CONFIG_NAME)),
+            fix="config.json and the weights are of different checkpoints: download both again",
+        )
+
+
+@contextmanager
+def _building(auto: Any, folder: Path, config: PreTrainedConfig) -> Iterator[None]:
+    """What transformers raises while it builds a model, as errors of the checkpoint; and its silence."""
     try:
         with quiet_transformers():
-            return auto.from_pretrained(
-                str(folder),
-                config=config,
-                dtype=dtype,
-                local_files_only=True,
-                use_safetensors=True,
-                trust_remote_code=False,
-                ignore_mismatched_sizes=True,  # so that mismatches are listed; `_check_weights` refuses them
-                output_loading_info=True,
-            )
+            yield
     except MemoryError:
         raise
     except Exception as error:

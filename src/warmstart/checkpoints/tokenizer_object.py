@@ -14,6 +14,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from warmstart.checkpoints.config_object import load_config
 from warmstart.checkpoints.files import find_file, read_json
 from warmstart.checkpoints.quiet import quiet_transformers
+from warmstart.checkpoints.tokenizer_config import NAME as CONFIG_NAME
 from warmstart.checkpoints.tokenizer_config import unsafe_tokenizer_keys
 from warmstart.checkpoints.verified import Verified
 from warmstart.errors import CheckpointError
@@ -32,7 +33,7 @@ def load_tokenizer(verified: Verified) -> PreTrainedTokenizerBase:
     A checkpoint without one (GPT-2) is given its end-of-text token, as the attention mask hides padding anyway; this
     is said at INFO level, and `load_model` sets `config.pad_token_id` to the same.
 
-    Raises CheckpointError `tokenizer-missing`, `tokenizer-invalid`, `pad-token-missing`.
+    Raises CheckpointError `tokenizer-missing`, `tokenizer-invalid`, `tokenizer-vocab-too-large`, `pad-token-missing`.
     """
     folder = verified.folder
     _check_vocabulary(folder)
@@ -48,17 +49,36 @@ def load_tokenizer(verified: Verified) -> PreTrainedTokenizerBase:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         raise _tokenizer_error(folder, error) from error
+    _check_ids(tokenizer, verified)
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             raise CheckpointError(
                 "pad-token-missing",
                 "the tokenizer has neither a padding token nor an end-of-text token",
-                where=str(folder / "tokenizer_config.json"),
+                where=str(folder / CONFIG_NAME),
                 fix='add "pad_token" to tokenizer_config.json: a token of the vocabulary that no text contains',
             )
         tokenizer.pad_token = tokenizer.eos_token
         logger.info("%s: no padding token; %s pads", folder.name, tokenizer.eos_token)
     return tokenizer
+
+
+def _check_ids(tokenizer: PreTrainedTokenizerBase, verified: Verified) -> None:
+    """Tokens that tokenizer_config.json and its like add come after the vocabulary, where the model may have no row."""
+    rows = verified.embedding_rows
+    added = tokenizer.added_tokens_decoder  # id -> token
+    highest = max([len(tokenizer) - 1, *added])  # of N different ids one is at least N - 1
+    if rows is None or highest < rows:
+        return
+    beyond = [str(token) for number, token in sorted(added.items()) if number >= rows]
+    raise CheckpointError(
+        "tokenizer-vocab-too-large",
+        f"the tokenizer gives ids up to {highest}, the model has vectors for 0 to {rows - 1}",
+        where=str(verified.folder / CONFIG_NAME),
+        value=", ".join(beyond[:5]) or highest,
+        fix="take the tokens that were added out of tokenizer_config.json, or save the model after "
+        "model.resize_token_embeddings(len(tokenizer))",
+    )
 
 
 def _auto_tokenizer(folder: Path, config: PreTrainedConfig) -> PreTrainedTokenizerBase:
@@ -69,13 +89,13 @@ def _auto_tokenizer(folder: Path, config: PreTrainedConfig) -> PreTrainedTokeniz
 
 def _tokenizer_without(folder: Path, unsafe: tuple[str, ...], config: PreTrainedConfig) -> PreTrainedTokenizerBase:
     """Load from a copy of the tokenizer's files in which the unsafe keys are not there to be obeyed."""
-    settings = read_json(folder / "tokenizer_config.json")
+    settings = read_json(folder / CONFIG_NAME)
     with tempfile.TemporaryDirectory(prefix="warmstart-tokenizer-") as staged:
         for path in sorted(folder.iterdir()):
             if path.suffix in {".json", ".txt", ".model", ".jinja", ".bpe", ".vocab"} and find_file(folder, path.name):
                 shutil.copyfile(path, Path(staged) / path.name)
         kept = {key: value for key, value in settings.items() if key not in unsafe}
-        (Path(staged) / "tokenizer_config.json").write_text(json.dumps(kept), encoding="utf-8")
+        (Path(staged) / CONFIG_NAME).write_text(json.dumps(kept), encoding="utf-8")
         tokenizer = _auto_tokenizer(Path(staged), config)
     tokenizer.name_or_path = str(folder)
     return tokenizer

@@ -74,6 +74,7 @@ class Verified:
     labels: tuple[str, ...] | None  # in the order of the logits; as stored, so escape them before printing
     task: str | None  # a task name, where the checkpoint says what it is for
     max_positions: int | None  # tokens a text may have, special tokens included
+    embedding_rows: int | None  # tokens the model has a vector for: ids from 0 up to here
     has_head: bool  # whether the weights of the task's head are there
     findings: tuple[str, ...]  # what was dropped or looks wrong, one sentence each
 
@@ -109,7 +110,8 @@ def verify(folder: Path) -> Verified:
     head_rows = _head_rows(purpose, tensors)
     labels = read_labels(config, config_path, head_rows if purpose in _LABELLED else None)
     findings += _unsafe_tokenizer_keys(folder)
-    findings += tokenizer_file.check_tokenizer(folder, _embedding_rows(config, tensors))
+    embedding_rows = _embedding_rows(config, tensors)
+    findings += tokenizer_file.check_tokenizer(folder, embedding_rows)
     findings += _check_finite(folder, tensors)
     return Verified(
         folder=folder,
@@ -118,6 +120,7 @@ def verify(folder: Path) -> Verified:
         labels=labels,
         task=_task(folder) or purpose,
         max_positions=config_file.max_positions(config),
+        embedding_rows=embedding_rows,
         has_head=purpose is not None and (purpose not in _HEADS or head_rows is not None),
         findings=tuple(findings),
     )
