@@ -107,6 +107,8 @@ def test_package_is_found_and_not_imported(package: Path, tmp_path: Path, name: 
 def test_package_errors(package: Path, tiny: Callable[..., Path]) -> None:
     with refused("package-not-found", ""):
         find("pkg:no-such-package-anywhere")
+    with refused("package-not-found", ""):
+        find("pkg:__main__")
     with refused("package-without-checkpoint", "", seconds=5):
         find("pkg:packaging")
     copy_of(tiny("gpt2"), package / "second")

@@ -159,6 +159,18 @@ def test_saving_where_nothing_may_be_written(tmp_path: Path) -> None:
         commit_folder(tmp_path / "file" / "out", _write("x"))
 
 
+def test_permissions_follow_the_umask_without_touching_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To read the umask is to set it, for every thread: files made in that moment would be open to all."""
+    before = os.umask(0o027)
+    monkeypatch.setattr(os, "umask", lambda mask: pytest.fail("the umask was touched"))
+    try:
+        folder = commit_folder(tmp_path / "out", lambda folder: (folder / "a.txt").touch(mode=0o600))
+    finally:
+        monkeypatch.undo()
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o640}
+
+
 def test_a_trailing_half_saved_folder_is_not_a_checkpoint(tmp_path: Path) -> None:
     commit_folder(tmp_path / "out", _write("x"))
     (tmp_path / "out" / "sub" / "b.txt").write_text("y")

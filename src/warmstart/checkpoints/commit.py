@@ -56,14 +56,13 @@ def commit_folder(target: Path, write: Callable[[Path], None], *, replace: bool 
 
 
 def _flush_tree(folder: Path) -> None:
-    umask = os.umask(0)
-    os.umask(umask)
+    mode = folder.stat().st_mode & 0o666  # ours, just made: what the umask leaves. To ask for the umask is to change it
     for path in sorted(folder.rglob("*")):
         if path.is_file():
-            path.chmod(0o666 & ~umask)  # safetensors writes 0600
+            path.chmod(mode)  # safetensors writes 0600
             _flush(path)
     manifest = write_manifest(folder)
-    manifest.chmod(0o666 & ~umask)
+    manifest.chmod(mode)
     _flush(manifest)
     for path in sorted(folder.rglob("*"), reverse=True):
         if path.is_dir():
@@ -82,14 +81,14 @@ def _flush(path: Path) -> None:
 
 
 def _rename(temporary: Path, target: Path, *, replace: bool) -> None:
-    aside = target.with_name(f"{target.name}.old-{uuid.uuid4().hex[:12]}")
+    aside = target.with_name(f"{target.name[:200]}.old-{uuid.uuid4().hex[:12]}")
     replaced = replace and target.exists()
     if replaced:
         target.rename(aside)
     try:
         temporary.rename(target)
         _flush(target.parent)  # a rename that may not be on the disk is no commit
-    except OSError:
+    except BaseException:  # an interrupt, too, must not leave the old folder aside
         if not temporary.exists():
             target.rename(temporary)
         if replaced:

@@ -64,7 +64,10 @@ def _roots(package: str) -> Iterator[Path]:
     for module in sorted(modules):
         if not module.isidentifier():
             continue
-        spec = importlib.util.find_spec(module)  # of a top-level name: looks, does not import
+        try:
+            spec = importlib.util.find_spec(module)  # of a top-level name: looks, does not import
+        except ValueError:  # `__main__`, which is no package
+            continue
         if spec is not None:
             yield from (Path(place) for place in spec.submodule_search_locations or ())
 
