@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas
 import pytest
 
 from warmstart.errors import DataError, UsageError, Where
@@ -112,6 +113,27 @@ def test_d38_empty_target_is_a_row_error(missing: object) -> None:
 
 
 # D39: labels
+
+
+@pytest.mark.parametrize("value", [pandas.NA, pandas.NaT, np.datetime64("NaT"), np.float32("nan")])
+def test_d39_every_missing_value_of_pandas_and_numpy_is_a_row_error(value: object) -> None:
+    error = refusal([{"text": "a", "label": value}], targets=True)
+    assert (error.code, error.where.row, error.where.field) == ("field-missing", 0, "label")
+    assert infer_problem([value, 0.5]) == "regression"
+    assert len(list(read([{"text": "a", "label": value}], fields=FIELDS))) == 1
+
+
+def test_d39_arrays_as_data_frames_hold_them_are_lists_of_labels_and_no_texts() -> None:
+    frame = pandas.DataFrame({"text": ["a"], "label": [np.array(["x", "y"])]})
+    (row,) = read(frame, fields=FIELDS, targets=True)
+    assert Labels(("x", "y")).vector(row["label"]) == (1, 1)
+    error = refusal([{"text": np.array(["a", "b"])}])
+    assert (error.code, error.where.field) == ("field-not-text", "text")
+
+
+def test_d39_places_and_values_are_as_many() -> None:
+    with pytest.raises(ValueError, match="shorter"):  # a caller's mistake, which would lose labels
+        Labels.learn(["a", "b"], [None])
 
 
 @pytest.mark.parametrize("value", [" pos", "pos\n", "POS", "Pos", "\u2003pos"])

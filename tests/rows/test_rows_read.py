@@ -221,6 +221,13 @@ def test_stdin_may_be_plain_text(monkeypatch: pytest.MonkeyPatch, data: bytes, e
     assert [row["text"] for row in stdin(monkeypatch, data)] == expected
 
 
+def test_stdin_of_one_column_is_read_as_its_file_would_be(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    data = b'text\n"one\ntwo, ""three"""\nplain\n'
+    (tmp_path / "a.csv").write_bytes(data)
+    rows = list(stdin(monkeypatch, data))
+    assert rows == list(read(tmp_path / "a.csv", fields=FIELDS)) == [{"text": 'one\ntwo, "three"'}, {"text": "plain"}]
+
+
 def test_stdin_refuses_what_needs_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DataError) as caught:
         stdin(monkeypatch, parquet())

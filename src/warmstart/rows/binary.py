@@ -20,10 +20,20 @@ PARQUET = b"PAR1"
 ARROW = b"ARROW1"
 
 _FOREIGN = (
-    (b"\x28\xb5\x2f\xfd", "format-zstd", "a zstandard file, which nothing here reads", "decompress it first: zstd -d FILE"),
+    (
+        b"\x28\xb5\x2f\xfd",
+        "format-zstd",
+        "a zstandard file, which nothing here reads",
+        "decompress it first: zstd -d FILE",
+    ),
     (b"\xfd7zXZ\x00", "format-xz", "an xz file, which nothing here reads", "decompress it first: xz -d FILE"),
     (b"BZh", "format-bzip2", "a bzip2 file, which nothing here reads", "decompress it first: bzip2 -d FILE"),
-    (b"PK\x03\x04", "format-zip", "a zip archive (an .xlsx workbook is one too)", "unpack it, or save the sheet as CSV"),
+    (
+        b"PK\x03\x04",
+        "format-zip",
+        "a zip archive (an .xlsx workbook is one too)",
+        "unpack it, or save the sheet as CSV",
+    ),
     (b"\xd0\xcf\x11\xe0", "format-xls", "an old Excel workbook", "save the sheet as CSV"),
     (b"%PDF", "format-pdf", "a PDF", "extract its text to a file of plain lines"),
     (b"\x80\x04\x95", "format-pickle", "a pickle, which could run code when read", "save the rows as JSONL or Parquet"),

@@ -142,9 +142,10 @@ def _sniff(first: str, known: set[str]) -> tuple[str, str]:
         return ("jsonl" if is_jsonl(first) or not first.endswith("\n") else "json"), ""
     for delimiter in "\t,;":
         columns = {plain(column) for column in split_line(first, delimiter)}
-        if (len(columns) > 1 and columns & known) or columns <= known:
+        if len(columns) > 1 and columns & known:
             return "delimited", delimiter
-    return "text", ""
+    # One column only has no delimiter to go by, but may quote as CSV does: it is read as the same file would be.
+    return ("delimited", ",") if {plain(column) for column in split_line(first, ",")} <= known else ("text", "")
 
 
 def _parse(stream: io.BufferedReader, form: _Form) -> Iterator[Raw]:

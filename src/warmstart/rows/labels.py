@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, repeat
 from typing import Any
@@ -65,7 +65,7 @@ class Labels:
         if width:
             return cls(tuple(str(index) for index in range(width)), (f"labels are vectors of {width} zeros and ones",))
         counts: Counter[str] = Counter()
-        for value, where in zip(values, wheres if wheres is not None else repeat(None), strict=False):
+        for value, where in _placed(values, wheres):
             counts.update(spelling(item, where) for item in (value if is_list(value) else (value,)))
         if not counts:
             raise _empty("there are no labels to learn")
@@ -160,9 +160,9 @@ def unseen(
     Raises `DataError` "label-unknown" at the first of them with `refuse`.
     """
     found: Counter[str] = Counter()
-    for value, where in zip(values, wheres if wheres is not None else repeat(None), strict=False):
+    for value, where in _placed(values, wheres):
         items = plain_value(value)
-        for item in items if isinstance(items, list | tuple | set | frozenset) else (items,):
+        for item in items if is_list(items) else (items,):
             try:
                 labels.index(item, where)
             except DataError as error:
@@ -197,7 +197,7 @@ def check_training_labels(
         raise _empty(f"there are no rows in {source}")
     names: dict[str, str] = {}  # spelled alike but for case: the first of them
     counts: Counter[str] = Counter()
-    for value, where in zip(values, wheres if wheres is not None else repeat(None), strict=False):
+    for value, where in _placed(values, wheres):
         name = spelling(value, where) if labels is None else labels.names[labels.index(value, where)]
         counts[names.setdefault(name.casefold(), name) if labels is None else name] += 1
     if len(counts) == 1:
@@ -224,6 +224,11 @@ def check_training_labels(
     for sentence in said:
         _log.warning("%s", sentence)
     return tuple(said)
+
+
+def _placed(values: Iterable[object], wheres: Iterable[Where | None] | None) -> Iterator[tuple[object, Where | None]]:
+    """Each value with its place: one for each, or a value would be lost with the place that is not there."""
+    return zip(values, repeat(None)) if wheres is None else zip(values, wheres, strict=True)
 
 
 def _vector_width(values: Sequence[Any]) -> int:

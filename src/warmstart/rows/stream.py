@@ -12,6 +12,7 @@ from warmstart.rows.columns import match_columns
 from warmstart.rows.limits import Limits
 from warmstart.rows.row import Field, Row
 from warmstart.rows.source import Note, Source
+from warmstart.rows.targets import is_missing
 
 _log = logging.getLogger("warmstart")
 _UNMATCHED = 100  # rows without the needed columns that are skipped before the columns themselves are at fault
@@ -161,7 +162,7 @@ class RowStream:
             names = self._source.class_names.get(column)
             if names and isinstance(value, int):
                 value = row[field.name] = names[value] if 0 <= value < len(names) else None  # -1 says: no label
-            if value is None or value != value or (field.target and value == ""):
+            if is_missing(value) and (field.target or not isinstance(value, str)):  # an empty text is a text
                 if field.required or field.target:
                     return self._lacking(field.name, column, raw)
             elif field.text and not isinstance(value, str):

@@ -78,7 +78,7 @@ def infer_problem(values: Iterable[object]) -> Literal["single", "multi", "regre
     for value in map(plain_value, values):
         if is_list(value):
             lists += 1
-        elif value is None or value == "" or value != value:
+        elif is_missing(value):
             continue
         else:
             others += 1
@@ -105,6 +105,17 @@ def plain_value(value: object) -> Any:
     if isinstance(value, numpy.generic):
         return value.item()
     return value.tolist() if isinstance(value, numpy.ndarray) else value
+
+
+def is_missing(value: object) -> bool:
+    """Whether this stands for no value: None, NaN, NaT, NA, an empty string; never a list or an array."""
+    value = plain_value(value)
+    if value is None or isinstance(value, str):
+        return not value
+    try:
+        return bool(value != value)
+    except TypeError:  # only pandas.NA does not even know whether it differs from itself
+        return True
 
 
 def _figure(value: object) -> float | None:

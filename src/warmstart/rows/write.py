@@ -97,6 +97,8 @@ class RowWriter:
         os.fsync(self._streams[-1].fileno())
         self._streams[-1].close()
         self._part.replace(self._path)
+        if os.name != "posix":  # Windows cannot open a folder
+            return
         folder = os.open(self._path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
