@@ -5,27 +5,18 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from warmstart import metrics
 from warmstart.errors import CheckpointError, DataError, UsageError, Where
 from warmstart.features import Array, Batch, Feature, Pad
-from warmstart.rows import Field, Labels, Row, check_training_labels, infer_problem, number
+from warmstart.rows import Field, Labels, Row, check_training_labels, infer_problem
 from warmstart.tasks.contract import Scores, checked_options, text_of
+from warmstart.tasks.problems import PROBLEM_TYPES, Problem, ProblemName, make_problem, targets_of
 from warmstart.tokenization import Text, Tokenizer
-
-Problem = Literal["single", "multi", "regression"]
-
-# What transformers calls the three problems in a config.
-PROBLEM_TYPES: Mapping[str, Problem] = {
-    "single_label_classification": "single",
-    "multi_label_classification": "multi",
-    "regression": "regression",
-}
-
 
 # Column names that data sets use for a text, and for the two texts of a pair.
 TEXT_COLUMNS = ("sentence", "content", "review", "tweet")
@@ -56,7 +47,7 @@ class TextClassification:
 
     tokenizer: Tokenizer
     labels: tuple[str, ...] = ()
-    problem: Problem = "single"
+    problem: ProblemName = "single"
     long_text: Literal["truncate", "windows"] = "truncate"
     stride: int = 64
     threshold: float = 0.5
@@ -105,7 +96,7 @@ class TextClassification:
         )
         named: Mapping[Any, str] = config.get("id2label") or {}
         labels = tuple(named[key] for key in sorted(named, key=int))
-        problem: Problem = PROBLEM_TYPES.get(config.get("problem_type") or "", "single")
+        problem: ProblemName = PROBLEM_TYPES.get(config.get("problem_type") or "", "single")
         if problem == "single" and len(labels) == 1:
             problem = "regression"
         if problem == "regression" and len(labels) > 1:
@@ -141,7 +132,7 @@ class TextClassification:
         if not labels:
             raise UsageError("labels-empty", "there are no labels", value=labels, fix="name one label or more")
         names = Labels(labels).names
-        several: Problem = "single" if self.problem == "regression" else self.problem
+        several: ProblemName = "single" if self.problem == "regression" else self.problem
         return dataclasses.replace(self, labels=names, problem="regression" if len(names) == 1 else several)
 
     def head(self) -> dict[str, Any]:
@@ -157,7 +148,7 @@ class TextClassification:
         texts: list[Text] = [_text(row) for row in rows]
         stride = self.stride if self.long_text == "windows" else None
         encoded = self.tokenizer.encode(texts, stride=stride, wheres=[row.where for row in rows])
-        every_target: Sequence[Array | None] = self._targets(rows) if train else [None] * len(rows)
+        every_target: Sequence[Array | None] = targets_of(self._answer, rows) if train else [None] * len(rows)
         for index, (code, target) in enumerate(zip(encoded, every_target, strict=True)):
             targets = {} if target is None else {"labels": target}
             meta = {"truncated": code.truncated, "flags": code.flags, "pieces": len(code.pieces)}
@@ -175,30 +166,13 @@ class TextClassification:
 
     def loss(self, outputs: Mapping[str, Any], batch: Batch) -> tuple[Any, Any]:
         """Cross entropy, binary cross entropy averaged over labels, or squared error; each row weighs 1 in all."""
-        import torch.nn.functional as F
-
-        logits, labels = outputs["logits"], batch.targets["labels"]
-        if self.problem == "single":
-            losses = F.cross_entropy(logits, labels, reduction="none")
-        elif self.problem == "multi":
-            losses = F.binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(dim=-1)
-        else:
-            losses = F.mse_loss(logits.squeeze(-1), labels, reduction="none")
+        losses = self._answer.loss(outputs["logits"], batch.targets["labels"])
         return losses, losses.new_tensor([1 / feature.meta["pieces"] for feature in batch.features])
 
     def decode(self, row: Row, features: Sequence[Feature], outputs: Sequence[Mapping[str, Array]]) -> TextClass:
         lengths = np.array([feature.length for feature in features], dtype=np.float64)
         stacked = np.stack([output["logits"] for output in outputs]).astype(np.float64)  # (parts, labels)
-        logits = lengths @ stacked / lengths.sum()
-        label: str | tuple[str, ...]
-        if self.problem == "single":
-            scores = _softmax(logits)
-            label = self.labels[int(scores.argmax())]
-        elif self.problem == "multi":
-            scores = np.exp(-np.logaddexp(0, -logits))  # the logistic function, without overflow
-            label = tuple(name for name, score in zip(self.labels, scores, strict=True) if score >= self.threshold)
-        else:
-            scores, label = logits, self.labels[0]
+        label, scores = self._answer.decide(lengths @ stacked / lengths.sum())
         values = scores.tolist()
         first = features[0].meta
         return TextClass(
@@ -213,33 +187,18 @@ class TextClassification:
     def score(self, predictions: Sequence[TextClass], rows: Sequence[Row]) -> Scores:
         """Accuracy, macro F1, MCC and AUROC; of several labels exact match and F1; of a number r, rho and MAE."""
         scores = np.array([list(prediction.scores.values()) for prediction in predictions])  # (N, labels)
-        truth = np.array(self._targets(rows))
-        if self.problem == "regression":
-            return _score_numbers(truth.astype(np.float64), scores[:, 0])
-        if self.problem == "multi":
-            return _score_sets(truth.astype(np.int64), scores, self.threshold)
-        return _score_labels(truth, scores)
+        return self._answer.score(np.array(targets_of(self._answer, rows)), scores)
 
-    def _targets(self, rows: Sequence[Row]) -> list[Array]:
-        """Each row's label as the loss reads it: an id (), zeros and ones (labels,), or a number ()."""
+    @cached_property
+    def _answer(self) -> Problem:
+        """What the logits answer."""
         if not self.labels:
             raise UsageError(
                 "labels-unknown",
                 "the task has no labels yet",
                 fix="train with ws.train, which learns them from the rows, or give labels to ws.load",
             )
-        labels = Labels(self.labels)
-        targets = []
-        for row in rows:
-            where = dataclasses.replace(row.where, field="label")
-            value = row.get("label")
-            if self.problem == "regression":
-                targets.append(np.array(number(value, where), dtype=np.float32))
-            elif self.problem == "multi":
-                targets.append(np.array(labels.vector(value, where), dtype=np.float32))
-            else:
-                targets.append(np.array(labels.index(value, where), dtype=np.int64))
-        return targets
+        return make_problem(self.problem, self.labels, self.threshold)
 
 
 def _cover(labels: tuple[str, ...], values: Sequence[Any]) -> bool:
@@ -258,65 +217,3 @@ def _text(row: Row) -> Text:
     text, pair = text_of(row, "text"), text_of(row, "text_pair", optional=True)
     assert text is not None
     return text if pair is None else (text, pair)
-
-
-def _softmax(logits: Array) -> Array:
-    powers = np.exp(logits - logits.max())
-    return powers / powers.sum()
-
-
-def _score_labels(truth: Array, scores: Array) -> Scores:
-    predicted = scores.argmax(axis=1)
-    picked = scores[np.arange(len(truth)), truth]
-    return Scores(
-        per_example={"loss": -np.log(np.maximum(picked, 1e-300)), "correct": predicted == truth},
-        primary="accuracy",
-        metrics=_known(
-            {
-                "accuracy": metrics.accuracy(truth, predicted),
-                "macro_f1": metrics.macro_f1(truth, predicted),
-                "mcc": metrics.matthews(truth, predicted),
-                "auroc": metrics.auroc(truth, scores),
-            }
-        ),
-    )
-
-
-def _score_sets(truth: Array, scores: Array, threshold: float) -> Scores:
-    predicted = (scores >= threshold).astype(np.int64)
-    likelihood = np.where(truth == 1, scores, 1 - scores)
-    return Scores(
-        per_example={
-            "loss": -np.log(np.maximum(likelihood, 1e-300)).mean(axis=1),
-            "correct": (predicted == truth).all(axis=1),
-        },
-        primary="accuracy",
-        metrics=_known(
-            {
-                "accuracy": metrics.exact_match(truth, predicted),
-                "micro_f1": metrics.micro_f1(truth, predicted),
-                "macro_f1": metrics.multilabel_macro_f1(truth, predicted),
-                "auroc": metrics.auroc(truth, scores),
-            }
-        ),
-    )
-
-
-def _score_numbers(truth: Array, predicted: Array) -> Scores:
-    error = predicted - truth
-    return Scores(
-        per_example={"loss": error**2, "error": error},
-        primary="pearson",
-        metrics=_known(
-            {
-                "pearson": metrics.pearson(truth, predicted),
-                "spearman": metrics.spearman(truth, predicted),
-                "mae": metrics.mae(truth, predicted),
-            }
-        ),
-    )
-
-
-def _known(found: Mapping[str, metrics.Metric | None]) -> dict[str, metrics.Metric]:
-    """Metrics that these rows define: an AUROC needs two classes, a correlation two different values."""
-    return {name: metric for name, metric in found.items() if metric is not None}
