@@ -19,6 +19,9 @@ import pytest
 
 from warmstart.errors import UsageError
 from warmstart.report import render_run, write_report
+from warmstart.report.predictions import judge
+from warmstart.report.records import read_records
+from warmstart.report.sections import best_evaluation
 
 VOID = {"meta", "br"}
 MARKUP = ["<script>alert(1)</script>", '"><img src=x onerror=alert(1)>']
@@ -121,7 +124,7 @@ def test_a_whole_run_shows_everything(tmp_path: Path) -> None:
     assert path == run / "report.html"
     page = assert_self_contained(path.read_text(encoding="utf-8"))
     for expected in (
-        "Run a", "0.800", "0.780 – 0.820", "after step 10", "Learning rate", "Gradient norm", "Validation accuracy",
+        "Run a", "0.900", "0.880 – 0.920", "after step 30", "Learning rate", "Gradient norm", "Validation accuracy",
         "95 % interval", "Confusion", "NEGATIVE", "text number 3", "epochs", "starter-encoder", "data.rows",
     ):  # fmt: skip
         assert expected in page.text, expected
@@ -165,6 +168,49 @@ def test_data_labels_meet_the_models_names(tmp_path: Path) -> None:
     matrix = html[html.index('class="matrix"') : html.index("</table>", html.index('class="matrix"'))]
     assert matrix.count('scope="row"') == 2
     assert re.findall(r">(\d)</td>", matrix) == ["2", "2"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "written", "expected"),
+    [
+        (["1", "2"], ["1.0", " 2"], [[1, 0], [0, 1]]),  # whole numbers however they are written
+        (["1 star", "2 stars"], ["1 star", "2 stars"], [[1, 0], [0, 1]]),
+        (["neg", "pos"], ["0", "POS"], [[1, 0], [0, 1]]),  # an id, another case
+    ],
+)
+def test_labels_are_read_as_evaluation_reads_them(
+    tmp_path: Path, labels: list[str], written: list[str], expected: list[list[int]]
+) -> None:
+    columns = classified(labels, [0, 1], [0, 1]) | {"label": written}
+    judged = judge(make_run(tmp_path / "a", columns=columns) / "predictions.parquet")
+    assert judged is not None
+    assert [[judged.pairs[true, given] for given in labels] for true in labels] == expected
+    assert sum(judged.pairs.values()) == 2
+
+
+@pytest.mark.parametrize("label", ["1", "9" * 5000, "", "\ud800".encode("utf-8", "replace").decode()])
+def test_a_label_that_the_model_does_not_have_is_its_own_row(tmp_path: Path, label: str) -> None:
+    columns = classified(["1 star", "2 stars"], [0, 1], [0, 1]) | {"label": [label, "2 stars"]}
+    judged = judge(make_run(tmp_path / "a", columns=columns) / "predictions.parquet")
+    assert judged is not None and judged.note == ""
+    assert judged.pairs == {(label, "1 star"): 1, ("2 stars", "2 stars"): 1}
+
+
+def test_the_best_evaluation_is_the_one_that_training_kept(tmp_path: Path) -> None:
+    lines = [
+        evaluation(1, 0.4, 0.9),
+        evaluation(2, 0.3, 0.8),
+        evaluation(3, 0.2, 0.9),
+        evaluation(4, 0.2, 0.9),
+    ]
+    run = make_run(tmp_path / "a", columns=classified(["x", "y"], [0, 1], [0, 1]))
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    assert "after step 3:" in Page(render_run(run)).text  # the highest accuracy, then the smaller loss, then the first
+    best = best_evaluation(read_records(run))
+    assert best is not None and best["step"] == 3
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines[:2]), encoding="utf-8")
+    best = best_evaluation(read_records(run))
+    assert best is not None and best["step"] == 1  # although the loss of step 2 is smaller
 
 
 def test_regression_and_several_labels(tmp_path: Path) -> None:

@@ -13,7 +13,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from warmstart.errors import DataError
 from warmstart.report.records import finite
+from warmstart.rows import Labels
 
 HARDEST = 20  # rows shown
 DOTS = 1500  # points of a scatter plot
@@ -75,6 +77,7 @@ class _Tally:
         self.rows = 0
         self.unread = 0
         self.labels: tuple[str, ...] = ()
+        self._known: Labels | None = None
         self.pairs: Counter[tuple[str, str]] = Counter()
         self.sets: dict[str, list[int]] = {}
         self.numbers: list[tuple[float, float]] = []
@@ -110,14 +113,12 @@ class _Tally:
         return Judged(self.rows, self.labels, self.pairs, sets, tuple(self.numbers), hardest, note)
 
     def _name(self, label: object) -> str:
-        """A label of the data by the model's name for it: the same text, another case, or its number."""
-        text = str(label).strip()
-        if text in self.labels:
-            return text
-        for known in self.labels:
-            if known.casefold() == text.casefold():
-                return known
-        return self.labels[int(text)] if text.isdecimal() and int(text) < len(self.labels) else text
+        """A label of the data by the model's name for it, as evaluation reads it; one that is none stays as it is."""
+        try:
+            known = self._known = self._known or Labels(self.labels)
+            return known.names[known.index(label)]
+        except DataError:
+            return str(label).strip()
 
     def _add_set(self, true: Sequence[str], predicted: Sequence[str]) -> None:
         for label in {*self.labels, *true, *predicted}:

@@ -24,6 +24,7 @@ NAMES = {
     "loss": "loss",
 }
 _HEADLINES = ("accuracy", "pearson", "spearman", "macro_f1")
+_PRIMARY = ("accuracy", "pearson")  # what the tasks rank evaluations by
 _ERRORS = ("mae", "loss")  # smaller is better, and no natural upper end
 
 Triple = tuple[float, float, float]  # value, lo, hi
@@ -46,12 +47,15 @@ def metrics_at(evaluation: Mapping[str, Any]) -> dict[str, Triple]:
 
 
 def best_evaluation(records: Records) -> Mapping[str, Any] | None:
-    """The evaluation whose weights a run keeps: that of the smallest loss, else the last."""
-    if not records.evaluations:
-        return None
-    losses = [(finite(line["validation"].get("loss")), i) for i, line in enumerate(records.evaluations)]
-    known = [(loss, i) for loss, i in losses if loss is not None]
-    return records.evaluations[min(known)[1] if known else -1]
+    """The evaluation whose weights a run keeps, ranked as training does: by the task's own metric where it has one, of
+    equal ones by the smaller loss, of these the first."""
+
+    def rank(line: Mapping[str, Any]) -> tuple[float, float]:
+        found, loss = metrics_at(line), finite(line["validation"].get("loss"))
+        primary = next((found[name][0] for name in _PRIMARY if name in found), -math.inf)
+        return primary, -math.inf if loss is None else -loss
+
+    return max(records.evaluations, key=rank, default=None)
 
 
 def headline(records: Records, judged: Judged | None) -> str:
@@ -87,8 +91,7 @@ def metrics_table(records: Records) -> str:
     loss = finite(best["validation"].get("loss"))
     if loss is not None:
         rows.append(["loss", f"<b>{number(loss)}</b>", "", ""])
-    why = "the last" if loss is None else "the one with the smallest loss, whose weights are kept"
-    lead = f"The evaluation after step {esc(best.get('step', '?'), 20)}: {why}."
+    lead = f"The evaluation after step {esc(best.get('step', '?'), 20)}: the best one, whose weights are kept."
     ends = f"bar from {number(shared[0])} to {number(shared[1])}" if any(map(_bounded, found)) else ""
     return section("Metrics", table(["metric", "#value", "#95 % interval", ends], rows) if rows else "", lead)
 
