@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,11 @@ def read_parquet(data: Path | bytes, *, name: str, limits: Limits) -> Iterator[R
     metadata announces more than `limits.max_ratio` bytes out of each stored one.
     """
     file = _open_parquet(data, name, limits)
+    widest = _repeatable(data, file.schema, name, limits)
     row = 0
     for group in range(file.metadata.num_row_groups):
         facts = file.metadata.row_group(group)
-        size = max(facts.total_byte_size // max(facts.num_rows, 1), 1)
+        size = max(facts.total_byte_size // max(facts.num_rows, 1), 1) + widest(group)
         rows = max(1, min(4096, limits.max_batch_bytes // size))
         found = 0
         batches = file.iter_batches(batch_size=rows, row_groups=[group], use_threads=False)
@@ -92,9 +93,45 @@ def batch_rows(batch: Any, *, name: str, first: int) -> Iterator[Raw]:
 
 
 def table_batches(table: Any, limits: Limits) -> Iterator[Any]:
-    """The record batches of a `pyarrow.Table`, each of about `limits.max_batch_bytes`."""
-    size = max(1, table.nbytes // max(1, table.num_rows))
+    """The record batches of a `pyarrow.Table`, each of about `limits.max_batch_bytes` when decoded."""
+    widest = sum(max(map(_widest, column.chunks), default=0) for column in table.columns)
+    size = max(1, table.nbytes // max(1, table.num_rows) + widest)
     yield from table.to_batches(max_chunksize=max(1, min(4096, limits.max_batch_bytes // size)))
+
+
+def _repeatable(data: Path | bytes, schema: Any, name: str, limits: Limits) -> Callable[[int], int]:
+    """Bytes that one more row of a row group may cost: a dictionary may hold one large value for every row to repeat.
+
+    It is looked at as a dictionary, before reading the rows multiplies it.
+    """
+    leaves = [schema.column(index) for index in range(len(schema))]
+    strings = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
+    folded = _open_parquet(data, name, limits, dictionaries=strings)
+
+    def widest(group: int) -> int:
+        if not strings:
+            return 0
+        batches = folded.iter_batches(batch_size=1, row_groups=[group], columns=strings, use_threads=False)
+        first = next(_guarded(batches, "parquet-damaged", "the Parquet data is damaged", name), None)
+        return 0 if first is None else sum(map(_widest, first.columns))
+
+    return widest
+
+
+def _widest(array: Any) -> int:
+    """Bytes of the longest string in the dictionaries of an array, in each of its rows."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    kind = array.type
+    if pa.types.is_dictionary(kind):
+        sized = kind.value_type in (pa.string(), pa.binary(), pa.large_string(), pa.large_binary())
+        return pc.max(pc.binary_length(array.dictionary)).as_py() or 0 if sized else 0
+    if pa.types.is_struct(kind):
+        return sum(_widest(array.field(i)) for i in range(kind.num_fields))
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return _widest(array.values) * max(1, len(array.values) // max(1, len(array)))
+    return 0
 
 
 def class_names(schema: Any) -> Mapping[str, tuple[str, ...]]:
@@ -113,7 +150,8 @@ def check_table(schema: Any, name: str, limits: Limits) -> None:
     _check_schema(schema, name, limits)
 
 
-def _open_parquet(data: Path | bytes, name: str, limits: Limits) -> Any:
+def _open_parquet(data: Path | bytes, name: str, limits: Limits, *, dictionaries: Sequence[str] = ()) -> Any:
+    """The file, its metadata checked. Columns of `dictionaries` come as the dictionaries in which they are stored."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -121,7 +159,10 @@ def _open_parquet(data: Path | bytes, name: str, limits: Limits) -> Any:
     # The caps are on what Thrift may allocate for the footer; the sizes below are checked before any page is read.
     file = _guard(
         lambda: pq.ParquetFile(
-            source, thrift_string_size_limit=limits.max_document_bytes, thrift_container_size_limit=10_000_000
+            source,
+            read_dictionary=list(dictionaries),
+            thrift_string_size_limit=limits.max_document_bytes,
+            thrift_container_size_limit=10_000_000,
         ),
         "parquet-damaged",
         "this is not a whole Parquet file",
