@@ -188,8 +188,8 @@ class Tokenizer:
             if left <= stride:
                 raise _no_room(room - left, room, where)
             last.truncate(left, stride=stride)
-            piece = self.rust.post_process(*first, last)
-            return (piece, *piece.overflowing), False
+            # One by one: windows that are processed along with the first get no token types.
+            return tuple(self.rust.post_process(*first, window) for window in (last, *last.overflowing)), False
         keep = _longest_first(len(first[0]), len(last), room) if first else (room,)
         cut = [_cut(encoding, most, self.truncation_side) for encoding, most in zip(bare, keep, strict=True)]
         return (self.rust.post_process(*cut),), True

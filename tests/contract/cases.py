@@ -102,7 +102,8 @@ class Trained:
 TEXT, EMBED = "text-classification", "sentence-embedding"
 _WINDOWS = {"long_text": "windows", "stride": 4, "max_length": 16}
 _CUT = {"max_length": 16}
-_THREE = {"labels": ("a", "b", "c"), "config": {"problem_type": "multi_label_classification"}}
+_STEADY = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}  # or three labels take long to learn
+_THREE = {"labels": ("a", "b", "c"), "config": {"problem_type": "multi_label_classification"} | _STEADY}
 _MODULES = [
     {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
     {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},

@@ -69,7 +69,7 @@ def predicting(request: pytest.FixtureRequest, load: Callable[[Case], Loaded]) -
 def trained(trainable: Loaded, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """The case trained on its own rows until it should have them by heart."""
     config = ws.TrainConfig(
-        epochs=80, batch_size=8, learning_rate=6e-3, warmup=0.0, schedule="constant", weight_decay=0.0, device="cpu"
+        epochs=60, batch_size=8, learning_rate=5e-3, warmup=0.0, schedule="constant", weight_decay=0.0, device="cpu"
     )
     run = ws.train(
         trainable.folder,

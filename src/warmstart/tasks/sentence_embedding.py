@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,29 +14,8 @@ from warmstart.errors import CheckpointError, UsageError
 from warmstart.features import Array, Batch, Feature, Pad
 from warmstart.rows import Field, Row
 from warmstart.tasks.contract import Scores, checked_options, text_of
+from warmstart.tasks.embedding_settings import Pooling, read_settings
 from warmstart.tokenization import Tokenizer
-
-Pooling = Literal["mean", "cls", "max", "mean_sqrt_len", "last"]
-
-# The switches of sentence-transformers' Pooling module, and what we call them.
-_POOLING_SWITCHES: Mapping[str, Pooling] = {
-    "pooling_mode_mean_tokens": "mean",
-    "pooling_mode_cls_token": "cls",
-    "pooling_mode_max_tokens": "max",
-    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len",
-    "pooling_mode_lasttoken": "last",
-}
-# What newer files write in the one key `pooling_mode`.
-_POOLING_NAMES: Mapping[str, Pooling] = {
-    "mean": "mean",
-    "cls": "cls",
-    "max": "max",
-    "mean_sqrt_len_tokens": "mean_sqrt_len",
-    "lasttoken": "last",
-}
-# Where it stands, by the family of the model in older checkpoints; the first that exists is read.
-_FAMILIES = ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
-_LIMIT_FILES = tuple(f"sentence_{family}_config.json" for family in _FAMILIES)
 
 
 @dataclass(frozen=True)
@@ -84,10 +61,21 @@ class Embedding:
         cls, tokenizer: Tokenizer, config: Mapping[str, Any], folder: Path, options: Mapping[str, Any]
     ) -> Embedding:
         chosen = checked_options(cls, options, {"long_text": ("truncate", "windows"), "stride": (int,)})
-        tokenizer = dataclasses.replace(tokenizer, limit=min(tokenizer.limit, _read_limit(folder, tokenizer)))
-        prompt = _read_prompt(folder / "config_sentence_transformers.json")
-        pooling, normalize = _read_modules(folder, prompt)
-        return cls(tokenizer, pooling=pooling, normalize=normalize, prompt=prompt, **chosen)
+        settings = read_settings(folder)
+        if settings.lower_case and not _lower_cases(tokenizer):
+            raise CheckpointError(
+                "embedding-config-unusable",
+                "do_lower_case is set, and the tokenizer does not lower case",
+                where=str(folder),
+                fix="get the checkpoint from its publisher again, or use another one",
+            )
+        return cls(
+            dataclasses.replace(tokenizer, limit=min(tokenizer.limit, settings.limit or tokenizer.limit)),
+            pooling=settings.pooling,
+            normalize=settings.normalize,
+            prompt=settings.prompt,
+            **chosen,
+        )
 
     def learn(self, rows: Sequence[Row]) -> Embedding:
         raise _not_trainable()
@@ -158,104 +146,9 @@ class Embedding:
         return (states * weights).sum(dim=1) / (counts.sqrt() if self.pooling == "mean_sqrt_len" else counts)
 
 
-def _read_limit(folder: Path, tokenizer: Tokenizer) -> int:
-    """The length limit of sentence-transformers' file, which may be lower than the model's and the tokenizer's."""
-    path = next((path for name in _LIMIT_FILES if (path := folder / name).exists()), folder / _LIMIT_FILES[0])
-    config = _read_object(path)
-    limit = config.get("max_seq_length")
-    if limit is not None and (type(limit) is not int or limit <= 0):
-        raise _unreadable(path, "max_seq_length is no positive whole number", limit)
+def _lower_cases(tokenizer: Tokenizer) -> bool:
     normalizer = tokenizer.rust.normalizer
-    if config.get("do_lower_case") and (normalizer is None or normalizer.normalize_str("A") != "a"):
-        raise _unreadable(path, "do_lower_case is set, and the tokenizer does not lower case", True)
-    return limit or tokenizer.limit
-
-
-def _read_prompt(path: Path) -> str:
-    """The prompt that sentence-transformers puts before a text where none is asked for by name."""
-    config = _read_object(path)
-    name, prompts = config.get("default_prompt_name"), config.get("prompts") or {}
-    if name is None:
-        return ""
-    prompt = prompts.get(name) if isinstance(prompts, dict) else None
-    if not isinstance(prompt, str):
-        raise _unreadable(path, f"default_prompt_name {name!r} is none of the prompts", prompts)
-    return prompt
-
-
-def _read_modules(folder: Path, prompt: str) -> tuple[Pooling, bool]:
-    """Pooling and normalisation from `modules.json`; without that file, the mean of the token vectors as it is."""
-    listing = folder / "modules.json"
-    modules = _read_json(listing, default=[])
-    if not isinstance(modules, list) or not all(isinstance(module, dict) for module in modules):
-        raise _unreadable(listing, "this is no list of modules", modules)
-    pooling: Pooling = "mean"
-    normalize = False
-    for module in modules:
-        kind = str(module.get("type", "")).rsplit(".", 1)[-1]
-        if kind == "Pooling":
-            pooling = _read_pooling(_inside(folder, str(module.get("path", "")), listing) / "config.json", prompt)
-        elif kind == "Normalize":
-            normalize = True
-        elif kind != "Transformer":
-            raise CheckpointError(
-                "embedding-module-unknown",
-                f"the checkpoint has a {kind} module, which this version cannot run",
-                where=str(listing),
-                value=module,
-                fix="use a checkpoint of Transformer, Pooling and Normalize modules",
-            )
-    return pooling, normalize
-
-
-def _inside(folder: Path, name: str, listing: Path) -> Path:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-        raise _unreadable(listing, "the path of a module must be the name of a folder beside it", name)
-    return folder / name
-
-
-def _read_pooling(path: Path, prompt: str) -> Pooling:
-    config = _read_object(path)
-    named = config.get("pooling_mode")
-    switched_on = [_POOLING_SWITCHES.get(key) for key, on in config.items() if on is True and "pooling_mode_" in key]
-    chosen = [_POOLING_NAMES.get(str(named))] if named else switched_on
-    if len(chosen) != 1 or chosen[0] is None:
-        raise CheckpointError(
-            "embedding-pooling-unknown",
-            "the checkpoint's pooling is not one way this version knows",
-            where=str(path),
-            value=config,
-            fix=f"use a checkpoint that pools by one of: {', '.join(_POOLING_NAMES)}",
-        )
-    if prompt and config.get("include_prompt") is False:
-        raise _unreadable(path, "include_prompt is false, and the checkpoint has a default prompt", prompt)
-    return chosen[0]
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    content = _read_json(path, default={})
-    if not isinstance(content, dict):
-        raise _unreadable(path, "this is no JSON object", content)
-    return content
-
-
-def _read_json(path: Path, *, default: Any) -> Any:
-    if not path.exists():
-        return default
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise _unreadable(path, f"the file cannot be read: {error}", None) from None
-
-
-def _unreadable(path: Path, what: str, value: object) -> CheckpointError:
-    return CheckpointError(
-        "embedding-config-unusable",
-        what,
-        where=str(path),
-        value=value,
-        fix="get the sentence-transformers files from the checkpoint's publisher again, or use another checkpoint",
-    )
+    return normalizer is not None and normalizer.normalize_str("A") == "a"
 
 
 def _not_trainable() -> UsageError:
