@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -126,11 +127,17 @@ def test_c26_twin_ordinary_patterns_pass(folder: Path, pattern: str) -> None:
     assert load_tokenizer(verify(folder))("warm 123")["input_ids"]
 
 
-def test_c26_a_gigabyte_is_not_read(folder: Path) -> None:
-    with (folder / NAME).open("r+b") as file:
+@pytest.mark.parametrize("name", [NAME, "vocab.txt", "merges.txt", "tokenizer.model", "added_tokens.json"])
+def test_c26_a_gigabyte_is_not_read(folder: Path, name: str) -> None:
+    with (folder / name).open("ab") as file:
         file.truncate(1 << 30)  # sparse: takes no space
-    with refused("file-too-large", NAME):
-        verify(folder)
+    tracemalloc.start()
+    try:
+        with refused("file-too-large", name):
+            verify(folder)
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_c26_a_flood_of_added_tokens(folder: Path) -> None:

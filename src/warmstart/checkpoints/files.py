@@ -100,18 +100,23 @@ def read_bytes(path: Path, limit: int) -> bytes:
         # O_NONBLOCK: should the path have become a FIFO since it was looked at, the open still returns at once.
         descriptor = os.open(path, os.O_RDONLY | _nonblock())
         with os.fdopen(descriptor, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            if size > limit:
-                raise CheckpointError(
-                    "file-too-large",
-                    f"{path.name} is {size / 1e6:,.0f} MB; at most {limit / 1e6:,.0f} MB is read",
-                    where=str(path),
-                    value=size,
-                    fix="this is not a file of an ordinary checkpoint: get the checkpoint from its publisher again",
-                )
-            return file.read(size)
+            check_size(path, limit)
+            return file.read(min(os.fstat(file.fileno()).st_size, limit))
     except OSError as error:
         raise _unreadable(path, error) from None
+
+
+def check_size(path: Path, limit: int) -> None:
+    """Raises CheckpointError `file-too-large` for a file of more than `limit` bytes."""
+    size = path.stat().st_size
+    if size > limit:
+        raise CheckpointError(
+            "file-too-large",
+            f"{path.name} is {size / 1e6:,.0f} MB; at most {limit / 1e6:,.0f} MB is read",
+            where=str(path),
+            value=size,
+            fix="this is not a file of an ordinary checkpoint: get the checkpoint from its publisher again",
+        )
 
 
 def _nonblock() -> int:

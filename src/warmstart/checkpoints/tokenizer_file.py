@@ -9,11 +9,16 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from warmstart.checkpoints.files import find_file, parse_json, read_bytes
+from warmstart.checkpoints.files import check_size, find_file, parse_json, read_bytes
 from warmstart.errors import CheckpointError, Where
 
 NAME = "tokenizer.json"
 SIZE_LIMIT = 96 << 20  # bytes; the largest honest one we know has 35 MB
+# What transformers reads beside it, or where it is not there, whole.
+_PARTS = (
+    *("vocab.txt", "vocab.json", "merges.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model"),
+    *("added_tokens.json", "special_tokens_map.json", "chat_template.jinja", "tekken.json", "bpe.codes"),
+)
 ADDED_LIMIT = 50_000
 TEMPLATE_LIMIT = 64  # special tokens that a post-processor may put around one text
 PROBE_SECONDS = 5.0  # to start an interpreter and to split a few thousand characters
@@ -56,6 +61,9 @@ def check_tokenizer(folder: Path, embedding_rows: int | None) -> tuple[str, ...]
     Raises CheckpointError `tokenizer-invalid`, `tokenizer-vocab-too-large`, `tokenizer-added-tokens`,
     `tokenizer-template`, `tokenizer-too-slow`, or a file or JSON error.
     """
+    for name in _PARTS:
+        if part := find_file(folder, name):
+            check_size(part, SIZE_LIMIT)
     path = find_file(folder, NAME)
     if path is None:
         return ()
