@@ -136,7 +136,12 @@ def test_windows_of_a_pair_are_those_of_transformers(kind: str, text: str, limit
     theirs = expected(
         kind, pair, truncation="only_second", max_length=limit, stride=stride, return_overflowing_tokens=True
     )
-    assert [fields(piece) for piece in found.pieces] == [fields(piece) for piece in theirs]
+    assert [_of_a_pair(kind, piece) for piece in found.pieces] == [_of_a_pair(kind, piece) for piece in theirs]
+
+
+def _of_a_pair(kind: str, piece: Any) -> tuple[Any, ...]:
+    """Where the model has no token types, the Rust library types the windows after the first otherwise than it."""
+    return fields(piece) if kind.startswith("bert") else (piece.ids, piece.offsets, piece.sequence_ids)
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
