@@ -1,0 +1,153 @@
+"""What a checkpoint's sentence-transformers files say: pooling, normalisation, prompt and length limit."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from warmstart.errors import CheckpointError
+
+Pooling = Literal["mean", "cls", "max", "mean_sqrt_len", "last"]
+
+# The switches of sentence-transformers' Pooling module, and what we call them.
+_POOLING_SWITCHES: Mapping[str, Pooling] = {
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len",
+    "pooling_mode_lasttoken": "last",
+}
+# What newer files write in the one key `pooling_mode`.
+_POOLING_NAMES: Mapping[str, Pooling] = {
+    "mean": "mean",
+    "cls": "cls",
+    "max": "max",
+    "mean_sqrt_len_tokens": "mean_sqrt_len",
+    "lasttoken": "last",
+}
+# Where it stands, by the family of the model in older checkpoints; the first that exists is read.
+_FAMILIES = ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+_LIMIT_FILES = tuple(f"sentence_{family}_config.json" for family in _FAMILIES)
+
+
+@dataclass(frozen=True)
+class EmbeddingSettings:
+    """How a checkpoint's embeddings are made. `limit`: tokens, None where no file names one."""
+
+    pooling: Pooling
+    normalize: bool
+    prompt: str  # put before every text; empty where none is asked for
+    limit: int | None
+    lower_case: bool  # texts are lower-cased, which has to be the tokenizer's doing
+
+
+def read_settings(folder: Path) -> EmbeddingSettings:
+    """The settings of a checkpoint folder; without its files, the mean of the token vectors as it is.
+
+    Raises CheckpointError "embedding-config-unusable", "embedding-module-unknown" or "embedding-pooling-unknown".
+    """
+    limit, lower_case = _read_limit(folder)
+    prompt = _read_prompt(folder / "config_sentence_transformers.json")
+    pooling, normalize = _read_modules(folder, prompt)
+    return EmbeddingSettings(pooling, normalize, prompt, limit, lower_case)
+
+
+def _read_limit(folder: Path) -> tuple[int | None, bool]:
+    """The length limit, which may be lower than the model's and the tokenizer's, and whether texts are lower-cased."""
+    path = next((path for name in _LIMIT_FILES if (path := folder / name).exists()), folder / _LIMIT_FILES[0])
+    config = _read_object(path)
+    limit = config.get("max_seq_length")
+    if limit is not None and (type(limit) is not int or limit <= 0):
+        raise _unreadable(path, "max_seq_length is no positive whole number", limit)
+    return limit, bool(config.get("do_lower_case"))
+
+
+def _read_prompt(path: Path) -> str:
+    """The prompt that sentence-transformers puts before a text where none is asked for by name."""
+    config = _read_object(path)
+    name, prompts = config.get("default_prompt_name"), config.get("prompts") or {}
+    if name is None:
+        return ""
+    prompt = prompts.get(name) if isinstance(prompts, dict) else None
+    if not isinstance(prompt, str):
+        raise _unreadable(path, f"default_prompt_name {name!r} is none of the prompts", prompts)
+    return prompt
+
+
+def _read_modules(folder: Path, prompt: str) -> tuple[Pooling, bool]:
+    """Pooling and normalisation from `modules.json`; without that file, the mean of the token vectors as it is."""
+    listing = folder / "modules.json"
+    modules = _read_json(listing, default=[])
+    if not isinstance(modules, list) or not all(isinstance(module, dict) for module in modules):
+        raise _unreadable(listing, "this is no list of modules", modules)
+    pooling: Pooling = "mean"
+    normalize = False
+    for module in modules:
+        kind = str(module.get("type", "")).rsplit(".", 1)[-1]
+        if kind == "Pooling":
+            pooling = _read_pooling(_inside(folder, str(module.get("path", "")), listing) / "config.json", prompt)
+        elif kind == "Normalize":
+            normalize = True
+        elif kind != "Transformer":
+            raise CheckpointError(
+                "embedding-module-unknown",
+                f"the checkpoint has a {kind} module, which this version cannot run",
+                where=str(listing),
+                value=module,
+                fix="use a checkpoint of Transformer, Pooling and Normalize modules",
+            )
+    return pooling, normalize
+
+
+def _inside(folder: Path, name: str, listing: Path) -> Path:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise _unreadable(listing, "the path of a module must be the name of a folder beside it", name)
+    return folder / name
+
+
+def _read_pooling(path: Path, prompt: str) -> Pooling:
+    config = _read_object(path)
+    named = config.get("pooling_mode")
+    switched_on = [_POOLING_SWITCHES.get(key) for key, on in config.items() if on is True and "pooling_mode_" in key]
+    chosen = [_POOLING_NAMES.get(str(named))] if named else switched_on
+    if len(chosen) != 1 or chosen[0] is None:
+        raise CheckpointError(
+            "embedding-pooling-unknown",
+            "the checkpoint's pooling is not one way this version knows",
+            where=str(path),
+            value=config,
+            fix=f"use a checkpoint that pools by one of: {', '.join(_POOLING_NAMES)}",
+        )
+    if prompt and config.get("include_prompt") is False:
+        raise _unreadable(path, "include_prompt is false, and the checkpoint has a default prompt", prompt)
+    return chosen[0]
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    content = _read_json(path, default={})
+    if not isinstance(content, dict):
+        raise _unreadable(path, "this is no JSON object", content)
+    return content
+
+
+def _read_json(path: Path, *, default: Any) -> Any:
+    if not path.exists():
+        return default
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise _unreadable(path, f"the file cannot be read: {error}", None) from None
+
+
+def _unreadable(path: Path, what: str, value: object) -> CheckpointError:
+    return CheckpointError(
+        "embedding-config-unusable",
+        what,
+        where=str(path),
+        value=value,
+        fix="get the sentence-transformers files from the checkpoint's publisher again, or use another checkpoint",
+    )
