@@ -9,7 +9,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
 from warmstart.display import escape_terminal
@@ -34,12 +34,12 @@ def paint(text: str, style: str, stream: TextIO) -> str:
 
 
 def error(text: str) -> None:
-    print(paint("error:", "1;31", sys.stderr), _encodable(_escape_lines(text), sys.stderr), file=sys.stderr)
+    _tell(f"{paint('error:', '1;31', sys.stderr)} {_encodable(_escape_lines(text), sys.stderr)}")
 
 
 def say(text: str) -> None:
     """A line for the person, on stderr."""
-    print(_encodable(_escape_lines(text), sys.stderr), file=sys.stderr)
+    _tell(_encodable(_escape_lines(text), sys.stderr))
 
 
 def show(text: str) -> None:
@@ -94,9 +94,15 @@ class Line:
         self._last = now
         text = _encodable(text, sys.stderr)
         if self._live:
-            print(f"\r\x1b[K{text}", end="\n" if last else "", file=sys.stderr, flush=True)
+            _tell(f"\r\x1b[K{text}", end="\n" if last else "")
         else:
-            print(text, file=sys.stderr, flush=True)
+            _tell(text)
+
+
+def _tell(text: str, end: str = "\n") -> None:
+    # A stderr that takes nothing is no reason to lose the result, or its exit code.
+    with suppress(OSError):
+        print(text, end=end, file=sys.stderr, flush=True)
 
 
 class _Formatter(logging.Formatter):

@@ -61,7 +61,7 @@ class RunFacts:
         facts = {**asdict(self), "versions": environment()["packages"]}
         return {
             "warmstart.json": (json.dumps(facts, indent=2) + "\n").encode(),
-            "README.md": self._card().encode(),
+            "README.md": self._card().encode("utf-8", "backslashreplace"),
         }
 
     def _card(self) -> str:

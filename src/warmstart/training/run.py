@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -35,7 +36,16 @@ class RunDirectory:
     path: Path
 
     def check_free(self) -> None:
-        """Raises UsageError "run-exists" where something is there already."""
+        """Raises UsageError "run-exists" where something is there already, "run-path" for a path that is no UTF-8."""
+        try:
+            os.fspath(self.path).encode()
+        except UnicodeEncodeError:  # the tokenizers library could not save there, at the very end of the run
+            raise UsageError(
+                "run-path",
+                "the path of a run must be UTF-8",
+                where=str(self.path),
+                fix="choose another -o",
+            ) from None
         with self._reported():
             taken = self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir()))
         if taken:
@@ -75,7 +85,7 @@ class RunDirectory:
 
     def write_config(self, config: TrainConfig, *, model: str, task: str, options: Mapping[str, Any]) -> None:
         document = {
-            "model": model,
+            "model": model.encode("utf-8", "backslashreplace").decode(),  # a path may hold bytes that are no UTF-8
             "task": task,
             "options": dict(options),
             # TOML has no null; `make_config` reads the word back.
