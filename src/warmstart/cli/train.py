@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 @click.option("--validation", help="A file of rows, or a share of the data to hold out, e.g. 0.1.")
 @click.option("--config", "config_path", type=click.Path(path_type=Path), help="A TOML file with a [train] table.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="A training setting, e.g. epochs=2.")
+@click.option("--device", help="auto, cpu, cuda, cuda:N or mps; short for --set device=….")
 @click.option("--json", "as_json", is_flag=True, help="One JSON line at the end, on stdout.")
 @task_option
 @columns_option
@@ -35,6 +36,7 @@ def command(
     validation: str | None,
     config_path: Path | None,
     settings: tuple[str, ...],
+    device: str | None,
     as_json: bool,
     task: str | None,
     columns: dict[str, str],
@@ -49,7 +51,7 @@ def command(
     from warmstart.training.config import read_config
     from warmstart.verbs.train import train
 
-    config = read_config(config_path, settings)
+    config = read_config(config_path, settings if device is None else (*settings, f"device={device}"))
     run = train(
         model,
         data,
