@@ -23,7 +23,7 @@ class Pipeline:
         pipe = ws.load("starter")
         pipe("I love LangChain!")                          # one row → one prediction
         pipe(["good", ("a pair's first", "its second")])    # a list → a list
-        pipe(line for line in open("reviews.txt"))         # an iterator → an iterator, with bounded memory
+        pipe(f"take {n}" for n in range(10**6))            # an iterator → an iterator, with bounded memory
     """
 
     model: Any
