@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,19 @@ def test_train_reads_a_config_file_and_stdin(warmstart: Any, tiny: Callable[...,
     rerun = warmstart("train", "-m", tiny("bert"), "-d", "train.jsonl", "-o", "s", "--config", "r/config.toml")
     assert rerun.code == 0 and "not taken from there" in rerun.err
     assert (files / "s/model/model.safetensors").read_bytes() == (files / "r/model/model.safetensors").read_bytes()
+
+
+def test_on_a_terminal_the_progress_line_is_rewritten_and_an_error_takes_its_place(
+    warmstart: Any, tiny: Callable[..., Path], files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("warmstart.cli.console.is_terminal", lambda stream: stream is sys.stderr)
+    monkeypatch.setenv("TERM", "xterm")
+    arguments = ("train", "-m", tiny("bert"), "-d", "train.jsonl", "--set", "learning_rate=1e38", "--set", "warmup=0")
+    done = warmstart(*arguments, "-o", "r")
+    assert done.code == 1 and "\r\x1b[Kstep 1/" in done.err
+    assert done.err.rpartition("\r\x1b[K")[2].startswith("\x1b[1;31merror:\x1b[0m")
+    monkeypatch.setenv("TERM", "dumb")
+    assert "\x1b" not in warmstart(*arguments, "-o", "s").err
 
 
 # --- evaluate -------------------------------------------------------------------------------------------------------

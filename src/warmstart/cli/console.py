@@ -83,7 +83,7 @@ class Line:
     """A progress line on stderr: rewritten in place on a terminal, printed now and then elsewhere."""
 
     def __init__(self, every_seconds: float = 10.0) -> None:
-        self._live = is_terminal(sys.stderr)
+        self._live = _is_live()
         self._every = 0.1 if self._live else every_seconds
         self._last = time.monotonic() if not self._live else 0.0
 
@@ -94,7 +94,7 @@ class Line:
         self._last = now
         text = _encodable(text, sys.stderr)
         if self._live:
-            _tell(f"\r\x1b[K{text}", end="\n" if last else "")
+            _tell(text, end="\n" if last else "")
         else:
             _tell(text)
 
@@ -102,15 +102,24 @@ class Line:
 def _tell(text: str, end: str = "\n") -> None:
     # A stderr that takes nothing is no reason to lose the result, or its exit code.
     with suppress(OSError):
-        print(text, end=end, file=sys.stderr, flush=True)
+        print(f"{_fresh_line()}{text}", end=end, file=sys.stderr, flush=True)
+
+
+def _is_live() -> bool:
+    return is_terminal(sys.stderr) and os.environ.get("TERM") != "dumb"
+
+
+def _fresh_line() -> str:
+    """Takes back a progress line that stands there without an end."""
+    return "\r\x1b[K" if _is_live() else ""
 
 
 class _Formatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         text = _encodable(_escape_lines(record.getMessage()), sys.stderr)
         if record.levelno >= logging.WARNING:
-            return f"{paint('warning:', '33', sys.stderr)} {text}"
-        return paint(text, "2", sys.stderr)
+            return f"{_fresh_line()}{paint('warning:', '33', sys.stderr)} {text}"
+        return f"{_fresh_line()}{paint(text, '2', sys.stderr)}"
 
 
 def _escape_lines(text: str) -> str:

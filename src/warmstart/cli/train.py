@@ -76,10 +76,12 @@ def command(
 def progress_line() -> Callable[[Progress], None]:
     """Shows a run's steps with loss, speed and time left, and a line for each evaluation."""
     line = console.Line()
-    started = time.monotonic()
+    started: float | None = None  # when the first step began: loading is no part of the speed
 
     def update(progress: Progress) -> None:
+        nonlocal started
         step = progress.step
+        started = time.monotonic() - step.seconds if started is None else started
         if progress.validation is not None:
             metrics = "  ".join(f"{name} {metric.value:.4f}" for name, metric in progress.validation.metrics.items())
             at = f"step {step.step}/{progress.total}"
