@@ -43,6 +43,20 @@ def test_a_plan_has_each_index_once_within_the_budget(given: list[int], budget: 
     assert all(batches)
 
 
+@given(st.lists(st.tuples(st.integers(1, 60), st.integers(1, 30)), max_size=80), st.integers(1, 3000))
+@some
+def test_rows_of_several_pieces_count_as_many(rows: list[tuple[int, int]], budget: int) -> None:
+    """A long text brings a window for each of its pieces: they all stand in its row's batch."""
+    sizes, pieces = [size for size, _ in rows], [count for _, count in rows]
+    epoch = plan_epoch(sizes, seed=0, epoch=0, max_tokens=budget, pieces=pieces)
+    for batches in (plan(sizes, max_tokens=budget, pieces=pieces), epoch):
+        assert sorted(i for batch in batches for i in batch) == list(range(len(rows)))
+        for batch in batches:
+            held = sum(pieces[i] for i in batch) * max(sizes[i] for i in batch)
+            assert len(batch) == 1 or held <= budget
+    assert plan(sizes, max_tokens=budget, pieces=[1] * len(rows)) == plan(sizes, max_tokens=budget)
+
+
 @given(lengths, st.integers(1, 2000))
 @some
 def test_no_batch_of_a_plan_could_take_the_next_feature(given: list[int], budget: int) -> None:

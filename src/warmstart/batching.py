@@ -21,37 +21,47 @@ T = TypeVar("T")
 GROUP_ROWS = 1600
 
 
-def plan(lengths: Sequence[int], *, max_tokens: int, max_rows: int | None = None) -> list[list[int]]:
+def plan(
+    lengths: Sequence[int], *, max_tokens: int, max_rows: int | None = None, pieces: Sequence[int] | None = None
+) -> list[list[int]]:
     """Batches of positions, longest first; each holds at most `max_tokens` tokens, its padding counted.
 
-    A feature longer than the whole budget goes alone. Longest first, so that a batch that does not fit into memory
-    fails at the start and not at the end.
+    `pieces` says how many features of at most that length each position brings; None is one each. What is longer than
+    the whole budget goes alone. Longest first, so that a batch that does not fit into memory fails at the start and
+    not at the end.
 
     >>> plan([3, 9, 4, 8], max_tokens=18)
     [[1, 3], [2, 0]]
     """
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     batches: list[list[int]] = []
-    longest = 0
+    longest = held = 0
     for i in order:
+        own = 1 if pieces is None else pieces[i]
         batch = batches[-1] if batches else None
-        full = batch is None or (len(batch) + 1) * longest > max_tokens or len(batch) == max_rows
-        if batch is None or full:
+        if batch is None or (held + own) * longest > max_tokens or len(batch) == max_rows:
             batches.append([i])
-            longest = lengths[i]
+            longest, held = lengths[i], own
         else:
             batch.append(i)
+            held += own
     return batches
 
 
 def plan_epoch(
-    lengths: Sequence[int], *, seed: int, epoch: int, batch_size: int | None = None, max_tokens: int | None = None
+    lengths: Sequence[int],
+    *,
+    seed: int,
+    epoch: int,
+    batch_size: int | None = None,
+    max_tokens: int | None = None,
+    pieces: Sequence[int] | None = None,
 ) -> list[list[int]]:
     """One epoch of training batches over rows with these lengths: each row once, in random company of like length.
 
     Rows are shuffled, sorted by length inside groups of about `GROUP_ROWS`, cut into batches of `batch_size` rows or
-    of `max_tokens` padded tokens, and the batches are shuffled. A pure function of its arguments, so that the position
-    inside an epoch is an integer and nothing else has to be remembered.
+    of `max_tokens` padded tokens (`pieces` as in `plan`), and the batches are shuffled. A pure function of its
+    arguments, so that the position inside an epoch is an integer and nothing else has to be remembered.
     """
     rng = generator(seed, "order", epoch)
     order = rng.permutation(len(lengths)).tolist()
@@ -60,7 +70,8 @@ def plan_epoch(
     for start in range(0, len(order), group):
         members = sorted(order[start : start + group], key=lambda i: -lengths[i])
         if max_tokens is not None:
-            planned = plan([lengths[i] for i in members], max_tokens=max_tokens, max_rows=batch_size)
+            held = None if pieces is None else [pieces[i] for i in members]
+            planned = plan([lengths[i] for i in members], max_tokens=max_tokens, max_rows=batch_size, pieces=held)
             batches += [[members[k] for k in batch] for batch in planned]
         else:
             size = batch_size or len(members)

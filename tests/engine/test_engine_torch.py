@@ -211,6 +211,16 @@ def test_a_pipeline_splits_batches_that_do_not_fit(tiny: Callable[..., Path]) ->
     handle.remove()
 
 
+def test_an_answer_that_is_no_number_is_no_answer(tiny: Callable[..., Path]) -> None:
+    pipe = ws.load(tiny("bert"), device="cpu")
+    assert pipe("a good film").label  # the healthy twin
+    with torch.no_grad():
+        pipe.model.classifier.bias[0] = float("nan")
+    with pytest.raises(WarmstartError) as caught:
+        pipe(["a", "b"])
+    assert (caught.value.code, caught.value.where.row) == ("output-not-a-number", 0)
+
+
 # --- devices ----------------------------------------------------------------------------------------------------------
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
+import numpy as np
+
 from warmstart.batching import collate, plan, windows
 from warmstart.errors import WarmstartError
 from warmstart.features import Array, Batch, Feature
@@ -32,7 +34,8 @@ def predict(task: Task, runtime: Runtime, rows: Iterable[Row], *, max_tokens: in
     """One prediction a row, in row order, with bounded memory: rows are read a window at a time.
 
     Nothing but the model is shared between calls: several threads may predict with one task and one runtime.
-    Raises WarmstartError "out-of-memory" for a text that does not fit alone, and what the task's `encode` raises.
+    Raises WarmstartError "out-of-memory" for a text that does not fit alone, "output-not-a-number" for one that the
+    model answers with NaN, and what the task's `encode` raises.
     """
     for window in windows(
         rows, first=FIRST_WINDOW, largest=LARGEST_WINDOW, weight=_characters, heaviest=WINDOW_CHARACTERS
@@ -40,7 +43,9 @@ def predict(task: Task, runtime: Runtime, rows: Iterable[Row], *, max_tokens: in
         features = list(task.encode(window))
         outputs = run_features(task, runtime, features, max_tokens=max_tokens)
         for row, members in zip(window, by_row(features, len(window)), strict=True):
-            yield task.decode(row, [features[i] for i in members], [outputs[i] for i in members])
+            found = [outputs[i] for i in members]
+            _check_numbers(row, found)
+            yield task.decode(row, [features[i] for i in members], found)
 
 
 def run_features(
@@ -78,6 +83,17 @@ def _run(task: Task, runtime: Runtime, features: Sequence[Feature]) -> list[dict
         )
     half = len(features) // 2
     return [*_run(task, runtime, features[:half]), *_run(task, runtime, features[half:])]
+
+
+def _check_numbers(row: Row, outputs: Sequence[dict[str, Array]]) -> None:
+    """The best of NaN and NaN is whatever stands first: no answer is better than that one."""
+    if any(np.isnan(array).any() for output in outputs for array in output.values()):
+        raise WarmstartError(
+            "output-not-a-number",
+            "the model answers this row with NaN",
+            where=row.where,
+            fix="look for NaN among the checkpoint's weights, or load it in a wider type: dtype='float32'",
+        )
 
 
 def _characters(row: Row) -> int:
