@@ -115,7 +115,7 @@ def test_accumulating_gives_the_same_gradients(trainable: Loaded) -> None:
         return  # the contract excepts these, and refuses accumulation for them
     whole, loss = _gradients(trainable, 6, 1)
     assert any(gradient.abs().max() > 0 for gradient in whole.values())
-    for batch_size, accumulate in ((2, 3), (1, 6), (4, 2)):
+    for batch_size, accumulate in ((2, 3), (4, 2)):
         parts, same_loss = _gradients(trainable, batch_size, accumulate)
         assert parts.keys() == whole.keys()
         assert math.isclose(loss, same_loss, rel_tol=1e-5)
