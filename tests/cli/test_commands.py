@@ -58,11 +58,26 @@ def test_train_reads_a_config_file_and_stdin(warmstart: Any, tiny: Callable[...,
     (files / "run.toml").write_text("[train]\nepochs = 0.5\nbatch_size = 4\nseed = 9\n")
     stdin = (files / "train.jsonl").read_bytes()
     done = warmstart(
-        "train", "-m", tiny("bert"), "-d", "-", "-o", "r", "--config", "run.toml", "--set", "seed=1", stdin=stdin
+        "train",
+        "-m",
+        tiny("bert"),
+        "-d",
+        "-",
+        "-o",
+        "r",
+        "--config",
+        "run.toml",
+        "--set",
+        "seed=1",
+        "--device",
+        "cpu",
+        stdin=stdin,
     )
     assert done.code == 0, done.err
     config = (files / "r" / "config.toml").read_text()
-    assert "seed = 1" in config and "batch_size = 4" in config and "epochs = 0.5" in config
+    assert (
+        "seed = 1" in config and 'device = "cpu"' in config and "batch_size = 4" in config and "epochs = 0.5" in config
+    )
     rerun = warmstart("train", "-m", tiny("bert"), "-d", "train.jsonl", "-o", "s", "--config", "r/config.toml")
     assert rerun.code == 0 and "not taken from there" in rerun.err
     assert (files / "s/model/model.safetensors").read_bytes() == (files / "r/model/model.safetensors").read_bytes()

@@ -53,6 +53,7 @@ MISTAKES: list[Case] = [
     (["train", "-m", "M", "-d", "train.jsonl", "-o", "r", "--set", "patience=2"], 2, "validation-needed"),
     (["train", "-m", "M", "-d", "train.jsonl", "-o", "r", "--task", "sentence-embedding"], 2, "task-not-trainable"),
     (["train", "-m", "M", "-d", "train.jsonl", "-o", "r", "--set", "device=tpu"], 2, "device-unknown"),
+    (["train", "-m", "M", "-d", "train.jsonl", "-o", "r", "--device", "tpu"], 2, "device-unknown"),
     (["evaluate", "-m", "B", "-d", "dev.jsonl", "--task", "feature-extraction"], 2, "task-without-metrics"),
     (["inspect"], 2, "Missing argument"),
     (["inspect", "M", "N"], 2, "unexpected"),

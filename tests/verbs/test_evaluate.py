@@ -166,9 +166,9 @@ def test_one_class_alone_has_an_accuracy_and_no_auroc(pipe: ws.Pipeline) -> None
 def test_c14_a_model_that_gives_nan_is_an_error_and_never_a_number(tiny: Callable[..., Path]) -> None:
     pipe = ws.load(tiny("bert"))
     pipe.model.classifier.bias.data[0] = float("nan")
-    with pytest.raises(ws.DataError) as caught:
+    with pytest.raises(WarmstartError) as caught:
         ws.evaluate(pipe, reviews(8))
-    assert caught.value.code == "scores-not-finite"
+    assert caught.value.code == "output-not-a-number"
 
 
 # --- what is written ------------------------------------------------------------------------------------------------

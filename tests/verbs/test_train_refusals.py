@@ -181,6 +181,17 @@ def test_r77_a_hostile_rate_saves_no_model(
         assert rate == 1e5
 
 
+def test_r77_weights_ruined_by_the_last_step_are_found_by_the_validation(
+    tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    """One step to finite but absurd weights: no later loss would show it."""
+    config = ws.TrainConfig(max_steps=1, batch_size=100, learning_rate=1e30, warmup=0)
+    with pytest.raises(ws.TrainingError) as caught:
+        ws.train(tiny("bert"), reviews(24), output=tmp_path / "r", validation=reviews(8, seed=5), config=config)
+    assert caught.value.code == "loss-not-finite" and "validation" in caught.value.what
+    assert not (tmp_path / "r" / "model").exists() and not (tmp_path / "r" / "checkpoints" / "best").exists()
+
+
 def test_r73_a_poisoned_checkpoint_saves_no_model(tiny: Callable[..., Path], tmp_path: Path) -> None:
     pipe = ws.load(tiny("bert"))
     pipe.model.bert.encoder.layer[0].output.dense.weight.data[0, 0] = float("nan")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from warmstart.checkpoints import save_model
-from warmstart.errors import DataError
+from warmstart.errors import WarmstartError
 from warmstart.features import Batch
 from warmstart.pipeline import Pipeline
 from warmstart.rows import Row
@@ -73,8 +73,8 @@ class Fitting:
         check_finite(self.pipeline.model, self.steps)
         try:
             evaluation = evaluate_rows(self.pipeline, self.held_out)
-        except DataError as error:
-            if error.code != "scores-not-finite":
+        except WarmstartError as error:
+            if error.code not in ("output-not-a-number", "scores-not-finite"):
                 raise
             raise not_finite("validation score", self.steps, math.nan) from None
         if not math.isfinite(evaluation.loss):
