@@ -110,7 +110,7 @@ def table() -> str:
         "# Accuracy",
         "",
         "all-MiniLM-L6-v2 (`starter-encoder`), fine-tuned by `ws.train` and judged by `ws.evaluate` on the test part,",
-        "with 95 % intervals. Written by `make accuracy`; the raw records are in `accuracy.jsonl`. Settings that are not",
+        "with 95 % intervals. Written by `make accuracy`; the raw records are in `accuracy.jsonl`. Settings not",
         "named are the defaults of `TrainConfig`. Seconds are of one thread on a busy machine, for orientation only.",
         "",
         "| data | settings | metric | seed | value | 95 % interval | promised | train s |",
