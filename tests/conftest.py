@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
+
+# Before torch is imported, here and in every process a test starts: tiny models gain nothing from a second thread, and
+# threads that wait for one without a core are several times slower than one alone.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 

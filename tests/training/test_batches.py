@@ -202,3 +202,16 @@ def test_a_row_without_label_is_named_and_a_task_without_loss_refused(
     with pytest.raises(ws.UsageError) as refused:
         ws.batches(ROWS, embedding)
     assert refused.value.code == "task-not-trainable"
+
+
+def test_the_windows_of_a_row_count_against_the_budget(task: Task) -> None:
+    windowed = dataclasses.replace(
+        task, long_text="windows", stride=4, tokenizer=dataclasses.replace(task.tokenizer, limit=16)
+    )
+    rows = [{"text": "good words and bad words " * (1 + i % 7), "label": "POSITIVE"} for i in range(40)]
+    made = ws.batches(rows, windowed, max_tokens=256)
+    shapes = [tuple(batch["input_ids"].shape) for batch in made]
+    assert max(pieces for pieces, _ in shapes) > max(len(batch) for batch in made.plan)  # rows of several windows
+    assert all(
+        pieces * tokens <= 256 or len(batch) == 1 for (pieces, tokens), batch in zip(shapes, made.plan, strict=True)
+    )

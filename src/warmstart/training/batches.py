@@ -46,7 +46,14 @@ class Batches(Generic[T]):
     def plan_of(self, epoch: int) -> list[list[int]]:
         """The row indices of each batch of an epoch."""
         lengths = [max(feature.length for feature in features) for features in self.features]
-        return plan_epoch(lengths, seed=self.seed, epoch=epoch, batch_size=self.batch_size, max_tokens=self.max_tokens)
+        return plan_epoch(
+            lengths,
+            seed=self.seed,
+            epoch=epoch,
+            batch_size=self.batch_size,
+            max_tokens=self.max_tokens,
+            pieces=[len(features) for features in self.features],
+        )
 
     def __len__(self) -> int:
         return len(self.plan)
