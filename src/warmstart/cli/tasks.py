@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import click
 
 from warmstart.cli import console
@@ -17,13 +15,13 @@ def command(as_json: bool) -> None:
     \b
     warmstart tasks --json
     """
-    from warmstart.tasks import ALIASES, TASKS
+    from warmstart.tasks import ALIASES, TASKS, prediction_fields
 
     described = [
         {
             "name": name,
             "row": [field.name for field in task.fields],
-            "prediction": [field.name for field in dataclasses.fields(task.prediction)],
+            "prediction": list(prediction_fields(task.prediction)),
         }
         for name, task in TASKS.items()
     ]
@@ -36,4 +34,4 @@ def command(as_json: bool) -> None:
         for field in task.fields:
             kind = "to train and evaluate" if field.target else "" if field.required else "optional"
             console.show(f"  {field.name:<12} {field.doc}{f' ({kind})' if kind else ''}")
-        console.show(f"  → {', '.join(item.name for item in dataclasses.fields(task.prediction))}")
+        console.show(f"  → {', '.join(prediction_fields(task.prediction))}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from warmstart.errors import UsageError, did_you_mean
-from warmstart.tasks.contract import Prediction, Scores, Task, as_dict, from_dict
+from warmstart.tasks.contract import Prediction, Scores, Task, as_dict, from_dict, prediction_fields
 from warmstart.tasks.sentence_embedding import Embedding
 from warmstart.tasks.text_classification import TextClassification
 
@@ -20,7 +20,7 @@ ALIASES: Mapping[str, str] = {
     "feature-extraction": "sentence-embedding",
 }
 
-__all__ = ["ALIASES", "TASKS", "Prediction", "Scores", "Task", "as_dict", "find_task", "from_dict"]
+__all__ = ["ALIASES", "TASKS", "Prediction", "Scores", "Task", "as_dict", "find_task", "from_dict", "prediction_fields"]
 
 
 def find_task(name: str) -> type[Task]:

@@ -109,14 +109,30 @@ class Task(Protocol):
     def score(self, predictions: Sequence[Any], rows: Sequence[Row]) -> Scores: ...
 
 
+def for_score() -> Any:
+    """A prediction's field that `score` alone reads: arrays that decode has at hand, such as a token's probabilities.
+
+    It is part neither of the prediction's JSON nor of its equality, and None in one that was read back from JSON.
+    """
+    return field(default=None, repr=False, compare=False, metadata=_FOR_SCORE)
+
+
+_FOR_SCORE: Mapping[str, bool] = {"for_score": True}
+
+
+def prediction_fields(kind: type[Any]) -> tuple[str, ...]:
+    """The names in a prediction's JSON, in their order."""
+    return tuple(item.name for item in dataclasses.fields(kind) if item.metadata != _FOR_SCORE)
+
+
 def as_dict(prediction: Any) -> dict[str, Any]:
     """A prediction as plain JSON-able values, its fields in their order."""
-    return {item.name: _plain(getattr(prediction, item.name)) for item in dataclasses.fields(prediction)}
+    return {name: _plain(getattr(prediction, name)) for name in prediction_fields(type(prediction))}
 
 
 def from_dict(kind: type[Any], values: Mapping[str, Any]) -> Any:
     """The inverse of `as_dict`: a prediction from its JSON values. Lists become tuples."""
-    names = {item.name for item in dataclasses.fields(kind)}
+    names = prediction_fields(kind)
     return kind(**{name: _frozen(value) for name, value in values.items() if name in names})
 
 
