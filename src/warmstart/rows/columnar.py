@@ -135,11 +135,12 @@ def _widest(array: Any) -> int:
 
 
 def class_names(schema: Any) -> Mapping[str, tuple[str, ...]]:
-    """The ClassLabel columns of an Arrow schema, by the note that `datasets` leaves in its metadata."""
+    """The columns of ClassLabels, or of lists of them, by the note that `datasets` leaves in a schema's metadata."""
     try:
         note = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
         features = note["info"]["features"]
-        labels = {column: kind["names"] for column, kind in features.items() if kind.get("_type") == "ClassLabel"}
+        kinds = {column: kind.get("feature", kind) for column, kind in features.items()}
+        labels = {column: kind["names"] for column, kind in kinds.items() if kind.get("_type") == "ClassLabel"}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {}  # a note of another form: the ids stay ids
     return {column: tuple(map(str, names)) for column, names in labels.items() if isinstance(names, list)}

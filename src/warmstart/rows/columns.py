@@ -34,7 +34,7 @@ def match_columns(
 
     A pin wins. Otherwise a column's exact name, first the field's own, then its aliases in order of preference; then
     the same without regard to case, spaces, hyphens and underscores. A column serves one field only. Target fields
-    are matched only with `targets`.
+    are matched only with `targets`. A required field may be absent where the field that stands `instead` of it is there.
 
     Raises `DataError` "column-missing" for a pinned column that is not there and for a required field that no column
     fits; it lists the columns and names near ones.
@@ -44,6 +44,7 @@ def match_columns(
         if column not in there:
             raise _missing(name, [column], there, where, pinned=True)
     said: dict[str, str] = {}
+    lacking: list[tuple[Field, list[str]]] = []
     for field in fields:
         if field.name in chosen or (field.target and not targets):
             continue
@@ -54,7 +55,10 @@ def match_columns(
             chosen[field.name] = fits[0]
             if len(fits) > 1 or fits[0] != field.name:
                 said[field.name] = _sentence(field.name, fits)
-        elif field.required or field.target:
+        elif field.required or (field.target and not field.optional):
+            lacking.append((field, names))
+    for field, names in lacking:
+        if field.instead not in chosen:
             raise _missing(field.name, names, there, where, pinned=False)
     return Match(chosen, said)
 

@@ -14,6 +14,7 @@ from warmstart.errors import DataError, Where
 from warmstart.rows.binary import ARROW, BUFFER, GZIP, PARQUET, gunzip, prepend, read_capped, refuse_foreign
 from warmstart.rows.columnar import arrow_class_names, parquet_class_names, read_arrow, read_parquet
 from warmstart.rows.columns import plain
+from warmstart.rows.conll import read_conll
 from warmstart.rows.delimited import read_delimited
 from warmstart.rows.json_rows import is_jsonl, read_document, read_jsonl
 from warmstart.rows.limits import Limits
@@ -31,7 +32,7 @@ class _Form:
     """How a byte stream holds rows. `encoding` is what was pinned, `field` the one that a line of plain text fills."""
 
     name: str
-    kind: str  # jsonl, json, delimited, text
+    kind: str  # jsonl, json, delimited, conll, text
     field: str
     encoding: str | None
     limits: Limits
@@ -119,7 +120,7 @@ def _form(
     """How a file holds its rows, and what of it was guessed by its first line."""
     if kind == "tsv":
         return _Form(name, "delimited", field, encoding, limits, "\t"), []
-    if kind in ("jsonl", "text"):
+    if kind in ("jsonl", "conll", "text"):
         return _Form(name, kind, field, encoding, limits), []
     text, codec, _ = decoded(stream, name=name, encoding=encoding)
     first = text.readline(limits.max_line_bytes if kind == "json" else _SNIFFED).decode(codec, "replace")
@@ -156,6 +157,8 @@ def _parse(stream: io.BufferedReader, form: _Form) -> Iterator[Raw]:
         return read_document(stream, name=name, encoding=encoding, limits=limits)
     if form.kind == "delimited":
         return read_delimited(stream, name=name, delimiter=form.delimiter, encoding=encoding, limits=limits)
+    if form.kind == "conll":
+        return read_conll(stream, name=name, encoding=encoding, limits=limits)
     return _plain_text(stream, form)
 
 

@@ -87,7 +87,10 @@ def _datasets_source(data: object, limits: Limits) -> Source | None:
         )
     if not isinstance(data, datasets.Dataset | datasets.IterableDataset):
         return None
-    kinds = data.features or {}
+    lists = (datasets.List, datasets.LargeList)
+    kinds = {
+        column: kind.feature if isinstance(kind, lists) else kind for column, kind in (data.features or {}).items()
+    }
     names = {column: tuple(kind.names) for column, kind in kinds.items() if isinstance(kind, datasets.ClassLabel)}
 
     def rows() -> Iterator[Raw]:

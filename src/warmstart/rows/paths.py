@@ -22,6 +22,10 @@ _FORMATS = {
     ".arrow": "arrow",
     ".feather": "arrow",
     ".txt": "text",
+    ".conll": "conll",
+    ".iob": "conll",
+    ".iob2": "conll",
+    ".bio": "conll",
 }
 _SPLITS = (("train",), ("validation", "valid", "dev", "val"), ("test",))
 KNOWN_SUFFIXES = " ".join(_FORMATS)

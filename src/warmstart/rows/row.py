@@ -38,6 +38,9 @@ class Field:
     partner: str = ""
     partner_aliases: tuple[str, ...] = ()
     text: bool = False  # the value must be a string; anything else is an error of its row
+    instead: str = ""  # the field that may stand in the place of this one
+    many: bool = False  # of a text: a list of strings is one value too
+    optional: bool = False  # of a target: there is a way to train and to evaluate without it
 
     def __post_init__(self) -> None:
         assert not self.partner or len(self.partner_aliases) == len(self.aliases), "one partner alias for each alias"

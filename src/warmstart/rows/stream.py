@@ -12,7 +12,8 @@ from warmstart.rows.columns import match_columns
 from warmstart.rows.limits import Limits
 from warmstart.rows.row import Field, Row
 from warmstart.rows.source import Note, Source
-from warmstart.rows.targets import is_missing
+from warmstart.rows.spans import lifted, unanswered
+from warmstart.rows.targets import is_missing, plain_value
 
 _log = logging.getLogger("warmstart")
 _UNMATCHED = 100  # rows without the needed columns that are skipped before the columns themselves are at fault
@@ -26,6 +27,8 @@ class RowStream:
         guessed: what was not pinned, as sentences; each was also logged.
         errors: of the rows that were skipped, at most `Limits.max_errors_kept` of them.
         skipped: how many rows were skipped.
+        left_out: how many rows were left out because their annotation tool says that nobody has labelled them; only
+            where targets are needed.
         source: the path as resolved, "stdin", or the kind of object.
     """
 
@@ -44,6 +47,7 @@ class RowStream:
         self.guessed: list[str] = []
         self.errors: list[DataError] = []
         self.skipped = 0
+        self.left_out = 0
         self._source = source
         self._fields = fields
         self._limits = limits
@@ -80,13 +84,16 @@ class RowStream:
         return f"RowStream({self.source!r}, {columns or 'no rows'})"
 
     def _pass(self, *, quiet: bool) -> Generator[Row, None, None]:
-        self.errors, self.skipped = [], 0
+        self.errors, self.skipped, self.left_out = [], 0, 0
         count = 0
         for raw in self._source.open():
             if isinstance(raw, Note):
                 self._say(raw.text)
                 continue
-            row = raw if isinstance(raw, DataError) else self._fit(raw)
+            if self._targets and isinstance(raw, Row) and unanswered(raw):
+                self.left_out += 1
+                continue
+            row = raw if isinstance(raw, DataError) else self._fit(lifted(raw))
             if isinstance(row, Row):
                 count += 1
                 yield row
@@ -96,6 +103,8 @@ class RowStream:
                 raise row
         if self.skipped and not quiet:
             _log.warning("%s: %d rows were skipped, %d read", self.source, self.skipped, count)
+        if self.left_out and not quiet:
+            _log.warning("%s: %d rows that nobody has labelled were left out, %d read", self.source, self.left_out, count)
         if not count and not quiet:
             _log.warning("%s: there are no rows", self.source)
 
@@ -160,15 +169,16 @@ class RowStream:
                 continue
             value = row.get(field.name)
             names = self._source.class_names.get(column)
-            if names and isinstance(value, int):
-                value = row[field.name] = names[value] if 0 <= value < len(names) else None  # -1 says: no label
+            if names:
+                value = row[field.name] = _named(value, names)
             if is_missing(value) and (field.target or not isinstance(value, str)):  # an empty text is a text
-                if field.required or field.target:
+                if (field.required or field.target) and is_missing(row.get(field.instead)):
                     return self._lacking(field.name, column, raw)
-            elif field.text and not isinstance(value, str):
+            elif field.text and not (isinstance(value, str) or (field.many and _are_texts(value))):
                 return DataError(
                     "field-not-text",
-                    f"{field.name!r} must be a string, this is of type {type(value).__name__}",
+                    f"{field.name!r} must be a string{' or a list of them' if field.many else ''}, "
+                    f"this is of type {type(value).__name__}",
                     where=replace(raw.where, field=column),
                     value=value,
                     fix="write the value as a string, or skip bad rows: on_error='skip'",
@@ -190,3 +200,15 @@ class RowStream:
         if sentence not in self.guessed:  # a second pass finds the same again
             self.guessed.append(sentence)
             _log.info("%s", sentence)
+
+
+def _named(value: object, names: tuple[str, ...]) -> object:
+    """A class id, or a list of them, by name. -1 says: no label."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return names[value] if 0 <= value < len(names) else None
+    return [_named(item, names) for item in value] if isinstance(value, list) else value
+
+
+def _are_texts(value: object) -> bool:
+    value = plain_value(value)
+    return isinstance(value, list | tuple) and all(isinstance(item, str) for item in value)
