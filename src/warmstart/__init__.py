@@ -14,6 +14,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from warmstart.engine.unpad import pad, unpad
     from warmstart.errors import CheckpointError, DataError, TrainingError, UsageError, WarmstartError
     from warmstart.pipeline import Pipeline
     from warmstart.training.batches import batches
@@ -37,7 +38,9 @@ _HOME = {
     "batches": "warmstart.training.batches",
     "evaluate": "warmstart.verbs.evaluate",
     "load": "warmstart.verbs.load",
+    "pad": "warmstart.engine.unpad",
     "train": "warmstart.verbs.train",
+    "unpad": "warmstart.engine.unpad",
 }
 
 __all__ = [
@@ -53,7 +56,9 @@ __all__ = [
     "batches",
     "evaluate",
     "load",
+    "pad",
     "train",
+    "unpad",
 ]
 
 

@@ -11,15 +11,17 @@ __all__ = ["MAX_TOKENS", "Runtime", "predict", "resolve_device", "torch_runtime"
 
 
 def torch_runtime(model: Any, task: Task, *, device: str = "auto") -> Runtime:
-    """The reference runtime: the model itself, moved to `device` ("auto", "cpu", "cuda", "cuda:1", "mps").
+    """The reference runtime: the model itself, moved to `device` ("auto", "cpu", "cuda", "cuda:1", "mps"), and
+    padding-free from here on where its architecture allows it (`warmstart.engine.unpad`).
 
     Raises UsageError "device-unknown" or "device-unavailable".
     """
     from warmstart.engine.devices import resolve
     from warmstart.engine.runtime_torch import TorchRuntime
+    from warmstart.engine.unpad import unpad_if_supported
 
     resolved = resolve(device)
-    return TorchRuntime(model=model.to(resolved), task=task, device=resolved)
+    return TorchRuntime(model=unpad_if_supported(model.to(resolved)), task=task, device=resolved)
 
 
 def resolve_device(name: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,6 +20,9 @@ MAX_TOKENS = 4096
 # thousands of rows; a window also ends at this much text, so that a stream of long documents stays in memory.
 FIRST_WINDOW, LARGEST_WINDOW, WINDOW_CHARACTERS = 64, 4096, 4_000_000
 
+# Tokens that are encoded before they are run, of a task that gives many features a row (texts times labels).
+PART_TOKENS = 1 << 20
+
 
 class Runtime(Protocol):
     """What executes a batch."""
@@ -30,9 +33,17 @@ class Runtime(Protocol):
     def run(self, batch: Batch) -> dict[str, Array]: ...
 
 
-def predict(task: Task, runtime: Runtime, rows: Iterable[Row], *, max_tokens: int = MAX_TOKENS) -> Iterator[Any]:
+def predict(
+    task: Task,
+    runtime: Runtime,
+    rows: Iterable[Row],
+    *,
+    max_tokens: int = MAX_TOKENS,
+    encode: Callable[[Sequence[Row]], Iterator[Feature]] | None = None,
+) -> Iterator[Any]:
     """One prediction a row, in row order, with bounded memory: rows are read a window at a time.
 
+    `encode` makes the features if it is not `task.encode`; so a task is judged whose loss needs the targets.
     Nothing but the model is shared between calls: several threads may predict with one task and one runtime.
     Raises WarmstartError "out-of-memory" for a text that does not fit alone, "output-not-a-number" for one that the
     model answers with NaN, and what the task's `encode` raises.
@@ -40,12 +51,12 @@ def predict(task: Task, runtime: Runtime, rows: Iterable[Row], *, max_tokens: in
     for window in windows(
         rows, first=FIRST_WINDOW, largest=LARGEST_WINDOW, weight=_characters, heaviest=WINDOW_CHARACTERS
     ):
-        features = list(task.encode(window))
-        outputs = run_features(task, runtime, features, max_tokens=max_tokens)
-        for row, members in zip(window, by_row(features, len(window)), strict=True):
-            found = [outputs[i] for i in members]
-            _check_numbers(row, found)
-            yield task.decode(row, [features[i] for i in members], found)
+        for features in _in_parts((encode or task.encode)(window)):
+            outputs = run_features(task, runtime, features, max_tokens=max_tokens)
+            for position, members in by_row(features).items():
+                found = [outputs[i] for i in members]
+                _check_numbers(window[position], found)
+                yield task.decode(window[position], [features[i] for i in members], found)
 
 
 def run_features(
@@ -59,12 +70,26 @@ def run_features(
     return outputs
 
 
-def by_row(features: Sequence[Feature], rows: int) -> list[list[int]]:
-    """The positions of each row's features."""
-    members: list[list[int]] = [[] for _ in range(rows)]
+def by_row(features: Sequence[Feature]) -> dict[int, list[int]]:
+    """The positions of each row's features, rows in their order."""
+    members: dict[int, list[int]] = {}
     for i, feature in enumerate(features):
-        members[feature.row].append(i)
+        members.setdefault(feature.row, []).append(i)
     return members
+
+
+def _in_parts(features: Iterator[Feature]) -> Iterator[list[Feature]]:
+    """Features in parts of whole rows and of about PART_TOKENS tokens: a row may give hundreds."""
+    part: list[Feature] = []
+    tokens = 0
+    for feature in features:
+        if tokens >= PART_TOKENS and feature.row != part[-1].row:
+            yield part
+            part, tokens = [], 0
+        part.append(feature)
+        tokens += feature.length
+    if part:
+        yield part
 
 
 def _run(task: Task, runtime: Runtime, features: Sequence[Feature]) -> list[dict[str, Array]]:

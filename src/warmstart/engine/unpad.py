@@ -1,0 +1,278 @@
+"""Padding-free execution of unmodified transformers models.
+
+A padded batch goes in, a padded output comes out, and in between no layer computes a padding position. Hooks on the
+stock modules do it; the state of a pack travels in the call's own keyword arguments down to the attention function, so
+that two forwards before one backward, gradient checkpointing, copies of the model and threads never share any.
+
+Three ways in, by architecture:
+
+- *stack*: the embeddings run on the padded batch, the encoder stack on the pack. Poolers and heads see padded states.
+- *whole*: the ids are packed, with their positions; for models whose layers the base model calls itself.
+- *by length*: attention of their own, which knows no pack: the stack runs once for each length, on those rows alone.
+
+Sources: the attention interface of transformers, `integrations/sdpa_attention.py` and `masking_utils.py` there;
+padding-free batches for BERT go back to Zeng et al. 2022, "Boosting Distributed Training Performance of the Unpadded
+BERT Model".
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from warmstart.engine import packed_attention
+from warmstart.engine.by_length import ByLength
+from warmstart.engine.packing import Pack
+from warmstart.errors import UsageError
+
+log = logging.getLogger("warmstart")
+
+# model_type → the stack's name in the base model.
+STACKS: Mapping[str, str] = {
+    "albert": "encoder",
+    "bert": "encoder",
+    "camembert": "encoder",
+    "data2vec-text": "encoder",
+    "distilbert": "transformer",
+    "electra": "encoder",
+    "ernie": "encoder",
+    "esm": "encoder",
+    "roberta": "encoder",
+    "roberta-prelayernorm": "encoder",
+    "xlm-roberta": "encoder",
+    "xlm-roberta-xl": "encoder",
+}
+WHOLE = frozenset({"gemma", "gemma3_text", "gpt2", "llama", "mistral", "modernbert", "qwen2", "qwen3"})
+BY_LENGTH: Mapping[str, str] = {"deberta": "encoder", "deberta-v2": "encoder", "mpnet": "encoder"}
+
+# Where one of these is given, the stock path is the only right one.
+_STOCK_ONLY = ("past_key_values", "encoder_hidden_states", "output_attentions", "output_hidden_states")
+
+
+def unpad(model: nn.Module) -> nn.Module:
+    """Make `model` padding-free, in place, and return it. Same class, parameters and state dict; `pad` undoes it.
+
+    `model` is a transformers model, or a module that holds some (an adapter, a sentence-transformers model). Its
+    outputs stay what they were to rounding, in eval and in training, for whatever the attention mask keeps; hidden
+    states and logits *at* padding positions are those of zeros instead of noise. Calls that pass the mask in another
+    form than (B, S), a cache, or ask for attentions or hidden states run as before. A decoder runs padding-free where
+    it keeps no cache: with `use_cache=False`, or in training mode (whose output then has no cache).
+
+    Raises UsageError "unpad-unsupported", which says why; `why_padded` asks without raising.
+
+    >>> model = unpad(AutoModelForSequenceClassification.from_pretrained(folder))  # doctest: +SKIP
+    >>> model(**tokenizer(texts, padding=True, return_tensors="pt")).logits  # doctest: +SKIP
+    """
+    reason = why_padded(model)
+    if reason is not None:
+        raise UsageError(
+            "unpad-unsupported",
+            f"{type(model).__name__} cannot run without padding: {reason}",
+            value=type(model).__name__,
+            fix="use it as it is: batches of texts of like length leave little padding (ws.batches makes them)",
+        )
+    packed_attention.register()
+    for base in _bases(model):
+        if not is_unpadded(base):
+            _install(base)
+    return model
+
+
+def unpad_if_supported(model: nn.Module) -> nn.Module:
+    """`unpad`, as the verbs use it: a model that cannot is returned as it is, which is said."""
+    reason = why_padded(model)
+    if reason is None:
+        return unpad(model)
+    log.info("%s runs on padded batches of like length: %s", type(model).__name__, reason)
+    return model
+
+
+def pad(model: nn.Module) -> nn.Module:
+    """Undo `unpad`, in place, and return the model; one that is not unpadded is left as it is.
+
+    >>> pad(unpad(model))  # doctest: +SKIP
+    """
+    for module in model.modules():
+        for hooks, with_kwargs in _hook_tables(module):
+            for key in [key for key, hook in hooks.items() if isinstance(hook, _BeforeBase | _BeforeStack | _After)]:
+                if isinstance(hook := hooks.pop(key), _BeforeBase):
+                    assert isinstance(module, PreTrainedModel)
+                    module.set_attn_implementation(hook.attention)
+                with_kwargs.pop(key, None)
+        if isinstance(module.__dict__.get("forward"), ByLength):
+            del module.forward
+    return model
+
+
+def why_padded(model: nn.Module) -> str | None:
+    """Why `unpad` would refuse the model; None if it would not."""
+    bases = _bases(model)
+    if not bases:
+        return "it holds no transformers model"
+    for base in bases:
+        config = base.config
+        if config.model_type not in (*STACKS, *WHOLE, *BY_LENGTH):
+            return f"the architecture {config.model_type!r} is not among {', '.join(supported())}"
+        # Not every config has these two.
+        if config.model_type in STACKS and (vars(config).get("is_decoder") or vars(config).get("add_cross_attention")):
+            return f"it is a decoder of the encoder architecture {config.model_type!r}"
+    return None
+
+
+def supported() -> list[str]:
+    """The `model_type`s that run without padding.
+
+    >>> "bert" in supported()
+    True
+    """
+    return sorted((*STACKS, *WHOLE, *BY_LENGTH))
+
+
+def is_unpadded(model: nn.Module) -> bool:
+    """Whether `unpad` has been here: on all of the transformers models it holds."""
+    bases = _bases(model)
+    return bool(bases) and all(_marked(base) for base in bases)
+
+
+def _marked(base: PreTrainedModel) -> bool:
+    if base.config.model_type in BY_LENGTH:
+        return isinstance(base.get_submodule(BY_LENGTH[base.config.model_type]).__dict__.get("forward"), ByLength)
+    return any(isinstance(hook, _BeforeBase) for hook in base._forward_pre_hooks.values())
+
+
+def _bases(model: nn.Module) -> list[PreTrainedModel]:
+    """The transformers models without a head inside `model`, itself included."""
+    return [m for m in model.modules() if isinstance(m, PreTrainedModel) and m.base_model is m]
+
+
+def _hook_tables(module: nn.Module) -> list[tuple[dict[int, Any], dict[int, Any]]]:
+    return [
+        (module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs),
+        (module._forward_hooks, module._forward_hooks_with_kwargs),
+    ]
+
+
+def _install(base: PreTrainedModel) -> None:
+    kind = base.config.model_type
+    if kind in BY_LENGTH:
+        stack = base.get_submodule(BY_LENGTH[kind])
+        stack.forward = ByLength(stack.forward)
+        return
+    base.register_forward_pre_hook(_BeforeBase(base.config._attn_implementation, kind in WHOLE), with_kwargs=True)
+    base.set_attn_implementation(packed_attention.NAME)
+    if kind in WHOLE:
+        base.register_forward_hook(_After(), with_kwargs=True)
+    else:
+        stack = base.get_submodule(STACKS[kind])
+        stack.register_forward_pre_hook(_BeforeStack(), with_kwargs=True)
+        stack.register_forward_hook(_After(), with_kwargs=True)
+
+
+@dataclass(frozen=True)
+class _BeforeBase:
+    """Decides whether a call is packed, and puts the pack among its keyword arguments."""
+
+    attention: str  # the implementation that `pad` gives back
+    whole: bool
+
+    def __call__(
+        self, module: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        given = dict(zip(_parameters(module.__class__), args, strict=False)) | kwargs
+        mask = _usable_mask(module, given)
+        if mask is None:
+            return None
+        if self.whole:
+            if _keeps_cache(module, given):
+                return None
+            return (), _packed_inputs(given, Pack.of(mask)) | {"use_cache": False}
+        # ESM's embeddings read the mask; the others pass it on to an attention that no longer needs it.
+        needed = {} if module.config.model_type == "esm" else {"attention_mask": None}
+        return (), given | needed | {"pack": Pack.of(mask)}
+
+
+class _BeforeStack:
+    """Drops the padding from what the encoder stack is given."""
+
+    def __call__(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        pack = kwargs.get("pack")
+        if pack is None:
+            return None
+        if args:
+            args = (pack.pack(args[0]), *args[1:])
+        else:
+            kwargs = kwargs | {"hidden_states": pack.pack(kwargs["hidden_states"])}
+        if (rotary := kwargs.get("position_embeddings")) is not None:
+            kwargs = kwargs | {"position_embeddings": tuple(pack.pack(part) for part in rotary)}
+        return args, kwargs
+
+
+class _After:
+    """Puts the padding back, as zeros."""
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        pack = kwargs.get("pack")
+        if pack is None:
+            return None
+        if isinstance(output, tuple):
+            return (pack.unpack(output[0]), *output[1:])
+        output["last_hidden_state"] = pack.unpack(output["last_hidden_state"])
+        return output
+
+
+def _usable_mask(module: PreTrainedModel, given: Mapping[str, Any]) -> Tensor | None:
+    """The mask by which this call is packed, or None where it runs as it is."""
+    mask = given.get("attention_mask")
+    inputs = given.get("input_ids") if given.get("input_ids") is not None else given.get("inputs_embeds")
+    if not isinstance(mask, Tensor) or inputs is None or mask.shape != inputs.shape[:2]:
+        return None
+    # What is traced for export or compilation stays the stock graph, of any shape.
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return None
+    config = module.config
+    wanted = (given.get(name) for name in _STOCK_ONLY)
+    if any(value is not None and value is not False for value in wanted):
+        return None
+    if config.output_attentions or config.output_hidden_states:
+        return None
+    kept = int(mask.count_nonzero())
+    return None if kept in (0, mask.numel()) else mask
+
+
+def _keeps_cache(module: PreTrainedModel, given: Mapping[str, Any]) -> bool:
+    if module.config.model_type == "modernbert":
+        return False
+    asked = given.get("use_cache")
+    return bool(module.config.use_cache and not module.training if asked is None else asked)
+
+
+def _packed_inputs(given: Mapping[str, Any], pack: Pack) -> dict[str, Any]:
+    """The call's arguments for (1, T): every token-wise tensor packed, positions spelled out."""
+    packed = dict(given)
+    for name in ("input_ids", "inputs_embeds", "token_type_ids"):
+        if given.get(name) is not None:
+            packed[name] = pack.pack(given[name])
+    positions = given.get("position_ids")
+    if positions is None:
+        positions = torch.arange(pack.width, device=pack.index.device)[None]
+    packed["position_ids"] = pack.pack(positions)
+    # A mask of four dimensions is passed on as it is; without any, transformers would build one of (T, T).
+    packed["attention_mask"] = torch.zeros(1, 1, 1, 1, dtype=torch.bool, device=pack.index.device)
+    packed["pack"] = pack
+    return packed
+
+
+@lru_cache(maxsize=64)
+def _parameters(kind: type) -> tuple[str, ...]:
+    """The names of forward's positional parameters."""
+    return tuple(inspect.signature(kind.forward).parameters)[1:]  # type: ignore[attr-defined]
