@@ -21,6 +21,7 @@ COMMANDS: Mapping[str, str] = {
     "predict": "Predict for texts, a file or a pipe.",
     "train": "Fine-tune a checkpoint on labelled rows.",
     "evaluate": "Judge a checkpoint on labelled rows.",
+    "bench": "Measure a checkpoint on your rows, beside what you would use without us.",
     "inspect": "Show what a checkpoint is, without building it.",
     "get": "Fetch a checkpoint into the cache.",
     "tasks": "List the tasks, their row fields and predictions.",

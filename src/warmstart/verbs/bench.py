@@ -1,0 +1,178 @@
+"""Bench: how fast a checkpoint answers a person's rows on their machine, beside what they would use without us."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from warmstart.checkpoints import find, verify
+from warmstart.engine import resolve_device
+from warmstart.errors import DataError, UsageError, WarmstartError
+from warmstart.rows import Row, read
+from warmstart.tasks import Task, find_task
+from warmstart.tasks.contract import text_of
+from warmstart.verbs.bench_figures import undisturbed
+from warmstart.verbs.bench_race import (
+    Contestant,
+    Entry,
+    Place,
+    Worker,
+    find_setting,
+    race,
+    spare_cores,
+    usable_cores,
+    working,
+)
+from warmstart.verbs.bench_result import OURS, TEXTBOOK, Bench, standing
+from warmstart.verbs.bench_worker import Fields
+from warmstart.verbs.load import task_of
+
+log = logging.getLogger("warmstart")
+
+PIPELINE, SENTENCE = "transformers.pipeline", "sentence-transformers"
+TEXTBOOK_BATCH, BATCH_SIZES = 32, (1, 4, 8, 16, 32, 64)  # and those among which a peer's best is found
+SEARCH_ROWS = 256  # rows on which a peer's best batch size is looked for
+QUIET = 0.9  # share of the wall time with the core, below which the machine was busy with something else
+_WORKLOAD = "rows"
+
+
+def bench(
+    model: str | Path,
+    data: Any,
+    *,
+    task: str | None = None,
+    rows: int | None = 1000,
+    repeats: int = 5,
+    threads: int | None = None,
+    device: str = "auto",
+    columns: Mapping[str, str] | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> Bench:
+    """Measure `ws.load(model)` against `transformers.pipeline` at its best batch size and the textbook loop; embeddings
+    against `SentenceTransformer.encode`, if it is installed, and the loop.
+
+        from warmstart.verbs.bench import bench
+        found = bench("starter", "reviews.csv", rows=8, repeats=1)
+        print("\\n".join(found.table()))
+
+    `data` is anything `ws.train` takes; its first `rows` rows are measured (None: all). `repeats` is how often each
+    contestant runs over them. `threads`: for everybody; None takes OMP_NUM_THREADS, else every core. Each contestant
+    lives in a process of its own on the same cores; they run in turn, from text to answer, warm, in inference mode; a
+    ratio is the median of the ratios inside each repeat. `progress` is called with a line on what runs.
+
+    A task that has no peer here, or a peer that fails, is left out with a warning and in `Bench.failed`. Raises
+    UsageError "bench-count" for counts below 1, DataError "no-rows", what `ws.load` and reading raise, and
+    WarmstartError "contestant-failed" if our own process ends.
+    """
+    for name, count in (("rows", rows), ("repeats", repeats), ("threads", threads)):
+        if count is not None and count < 1:
+            raise UsageError("bench-count", f"{name} must be at least 1", value=count, fix=f"give {name}=1 or more")
+    where = resolve_device(device)
+    verified = verify(find(model).folder)
+    kind = task_of(verified) if task is None else find_task(task)
+    texts = _texts(read(data, fields=kind.fields, columns=columns), kind, rows)
+    place = Place(threads or default_threads(), spare_cores(threads or default_threads()))
+    say = progress or (lambda line: None)
+    own = Contestant(OURS, "warmstart.verbs.bench_own", {"model": str(model), "task": kind.name, "device": where})
+    failed: dict[str, str] = {}
+    with ExitStack() as stack:
+        ready = [_ready(stack, own, place, texts, repeats, say)]
+        facts = ready[0].worker.facts
+        for peer in _peers(facts, str(verified.folder)):
+            try:
+                ready.append(_ready(stack, peer, place, texts, repeats, say))
+            except WarmstartError as error:
+                failed[peer.name] = error.what
+                log.warning("%s is left out: %s", peer.name, error.what)
+        if len(ready) == 1:
+            log.warning("%s: there is nothing here to compare with", kind.name)
+        workers = {each.entry.name: each.worker for each in ready}
+        surveys = {name: worker.survey(_WORKLOAD, _setting(ready, name)) for name, worker in workers.items()}
+        trials = tuple(race([each.entry for each in ready], workers, {_WORKLOAD: len(texts)}, progress=say))
+    quiet = undisturbed(trials) if place.threads == 1 and where == "cpu" else None
+    if quiet is not None and quiet < QUIET:
+        log.warning("the machine was busy: the contestants had their core for %.0f %% of the time", 100 * quiet)
+    return Bench(
+        model=str(model),
+        task=kind.name,
+        rows=len(texts),
+        tokens=surveys[OURS]["tokens"],
+        threads=place.threads,
+        device=where,
+        standings=tuple(standing(_WORKLOAD, each.entry, trials, surveys) for each in ready),
+        trials=trials,
+        searched={each.entry.name: each.searched for each in ready if each.searched},
+        failed=failed,
+        undisturbed=quiet,
+    )
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """A contestant that has loaded, with its best setting and the times by which it was found."""
+
+    entry: Entry
+    worker: Worker
+    searched: Mapping[int, Sequence[float]]
+
+
+def _ready(
+    stack: ExitStack, contestant: Contestant, place: Place, texts: Sequence[Fields], repeats: int,
+    say: Callable[[str], None],
+) -> _Ready:  # fmt: skip
+    say(
+        f"{contestant.name}: looking for its best batch size"
+        if len(contestant.choices) > 1
+        else f"{contestant.name}: loading"
+    )
+    found = find_setting(contestant, place, {_WORKLOAD: texts[:SEARCH_ROWS]})
+    setting, searched = found[_WORKLOAD]
+    worker = stack.enter_context(working([contestant], place))[contestant.name]
+    worker.load(_WORKLOAD, texts)
+    return _Ready(Entry(contestant, _WORKLOAD, setting, repeats), worker, searched)
+
+
+def default_threads() -> int:
+    """OMP_NUM_THREADS, as torch reads it, else every core this process may use."""
+    told = os.environ.get("OMP_NUM_THREADS", "")
+    return int(told) if told.isdigit() and int(told) else usable_cores()
+
+
+def _texts(rows: Iterable[Row], kind: type[Task], most: int | None) -> list[Fields]:
+    """The texts of the first `most` rows, by field. Raises DataError "no-rows", and what encoding them would."""
+    texts: list[Fields] = []
+    for row in islice(rows, most):
+        names = [field.name for field in kind.fields if field.text]
+        texts.append(
+            {name: text for name in names if (text := text_of(row, name, optional=name != names[0])) is not None}
+        )
+    if not texts:
+        raise DataError("no-rows", "there are no rows to measure on", fix="check the file, and the columns it has")
+    return texts
+
+
+def _peers(facts: Mapping[str, Any], folder: str) -> Iterator[Contestant]:
+    """Whom a person would use instead, for this task."""
+    settings = {**facts, "folder": folder}
+    module = "warmstart.checkpoints.peer_transformers"
+    if facts["task"] == "text-classification":
+        yield Contestant(PIPELINE, module, {**settings, "peer": "pipeline"}, choices=BATCH_SIZES)
+        yield Contestant(TEXTBOOK, module, {**settings, "peer": "textbook"}, (TEXTBOOK_BATCH,))
+    if facts["task"] == "sentence-embedding":
+        if importlib.util.find_spec("sentence_transformers") is not None:
+            yield Contestant(
+                SENTENCE, "warmstart.checkpoints.peer_sentence_transformers", settings, choices=BATCH_SIZES
+            )
+        if facts["pooling"] in ("mean", "cls"):  # what the loops on model cards do
+            yield Contestant(TEXTBOOK, module, {**settings, "peer": "textbook"}, (TEXTBOOK_BATCH,))
+
+
+def _setting(ready: Sequence[_Ready], name: str) -> int | None:
+    return next(each.entry.setting for each in ready if each.entry.name == name)

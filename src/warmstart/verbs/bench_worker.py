@@ -1,0 +1,227 @@
+"""The child side of a benchmark: one contestant in a process of its own, driven over a pipe.
+
+    python -m warmstart.verbs.bench_worker MODULE
+
+`MODULE` has `start(settings)`, which gives the contestant. One JSON object a line comes in on stdin (the settings
+first), one goes out on stdout for each. Whatever a library prints goes to stderr.
+
+    {"ask": "rows", "workload": "reviews", "rows": [{"text": …}, …]}   → {}
+    {"ask": "run", "workload": "reviews", "setting": 8, "first": 64}
+        → {"seconds": 0.1, "cpu_seconds": 0.1, "peak_mb": 512.0}
+    {"ask": "survey", "workload": "reviews", "setting": 8}
+        → {"answers": […], "tokens": 900, "positions": 1024}
+    {"ask": "peak"}                                                    → {"gflops": 120.5}
+
+An error comes back as {"error": {…}}; the end of stdin ends the worker.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, TextIO, TypeVar, runtime_checkable
+
+from warmstart.errors import WarmstartError
+
+T = TypeVar("T")
+Fields = Mapping[str, str]  # the texts of a row, by field
+
+# Rows of the matrix that the peak is measured with: the best of several, so that the peak is one.
+PEAK_ROWS, PEAK_SECONDS = (256, 1024, 4096), 0.4
+
+
+class Contestant(Protocol):
+    """Who is measured. `start(settings)` has loaded it; `facts` go to the driver once."""
+
+    @property
+    def facts(self) -> Mapping[str, Any]: ...
+
+    @property
+    def model(self) -> Any:
+        """The torch module that computes, or None."""
+        ...
+
+    def answers(self, rows: Sequence[Fields], setting: int | None) -> list[Any]:
+        """From texts to labels, vectors or numbers, one a row, in row order. This is what is timed."""
+        ...
+
+
+@runtime_checkable
+class Counting(Protocol):
+    """A contestant that knows how many tokens it read."""
+
+    def tokens(self, rows: Sequence[Fields]) -> int:
+        """Tokens of the rows, special tokens and what is cut to the limit included; padding is none."""
+        ...
+
+
+@runtime_checkable
+class Gauged(Protocol):
+    """A contestant without a torch module, which knows what it computes."""
+
+    def positions(self, rows: Sequence[Fields], setting: int | None) -> int | None:
+        """Token positions that pass a feed-forward layer, padding among them."""
+        ...
+
+    def gemm_peak(self) -> float | None:
+        """GFLOP/s of a product as large as the model's largest layer, in the runtime's own type."""
+        ...
+
+
+def serve(contestant: Contestant, inbox: Iterable[str], outbox: TextIO) -> None:
+    """Answer every line of `inbox` on `outbox` until it ends."""
+    workloads: dict[str, list[Fields]] = {}
+    for line in inbox:
+        try:
+            reply = _reply(contestant, workloads, json.loads(line))
+        except Exception as error:
+            reply = {"error": described(error)}
+        send(outbox, reply)
+
+
+def send(outbox: TextIO, message: Mapping[str, Any]) -> None:
+    outbox.write(json.dumps(message) + "\n")
+    outbox.flush()
+
+
+def described(error: Exception) -> dict[str, Any]:
+    """An error as JSON: one of ours with its parts, any other with its kind and text."""
+    if isinstance(error, WarmstartError):
+        return {"kind": type(error).__name__, **error.as_dict()}
+    return {"kind": type(error).__name__, "what": str(error)[:2000]}
+
+
+def _reply(contestant: Contestant, workloads: dict[str, list[Fields]], message: Mapping[str, Any]) -> dict[str, Any]:
+    ask = message["ask"]
+    if ask == "peak":
+        return {"gflops": _gemm_peak(contestant)}
+    if ask == "rows":
+        workloads[message["workload"]] = message["rows"]
+        return {}
+    rows, setting = workloads[message["workload"]][: message.get("first")], message["setting"]
+    if ask == "survey":
+        return _survey(contestant, rows, setting)
+    return _timed(lambda: contestant.answers(rows, setting))
+
+
+def _timed(run: Callable[[], object]) -> dict[str, Any]:
+    gc.collect()  # the last run's garbage is not this one's
+    forget_peak_memory()
+    cpu, wall = time.process_time(), time.perf_counter()
+    run()
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    return {"seconds": wall, "cpu_seconds": cpu, "peak_mb": peak_memory_mb()}
+
+
+def _survey(contestant: Contestant, rows: Sequence[Fields], setting: int | None) -> dict[str, Any]:
+    if contestant.model is None:
+        answers = contestant.answers(rows, setting)
+        positions = contestant.positions(rows, setting) if isinstance(contestant, Gauged) else None
+    else:
+        answers, positions = count_positions(contestant.model, lambda: contestant.answers(rows, setting))
+    tokens = contestant.tokens(rows) if isinstance(contestant, Counting) else None
+    return {"answers": answers, "tokens": tokens, "positions": positions}
+
+
+def count_positions(model: Any, run: Callable[[], T]) -> tuple[T, int | None]:
+    """What `run` gives, and the token positions that passed the model's largest linear layer meanwhile; None if none.
+
+    The count is of what was computed, so padding that is skipped does not count, whoever skips it.
+    """
+    seen = 0
+
+    def count(module: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        nonlocal seen
+        seen += inputs[0].numel() // module.in_features
+
+    layer = _largest_linear(model)
+    if layer is None:
+        return run(), None
+    handle = layer.register_forward_hook(count)
+    try:
+        found = run()
+    finally:
+        handle.remove()
+    return found, seen or None
+
+
+def _gemm_peak(contestant: Contestant) -> float | None:
+    if contestant.model is None:
+        return contestant.gemm_peak() if isinstance(contestant, Gauged) else None
+    layer = _largest_linear(contestant.model)
+    if layer is None:
+        return None
+    weight = layer.weight.detach().t()  # (in, out)
+    best = 0.0
+    for rows in PEAK_ROWS:
+        operand = weight.new_empty((rows, weight.shape[0])).normal_()
+        seconds = fastest(lambda operand=operand: operand.matmul(weight))  # type: ignore[misc]
+        best = max(best, 2 * rows * weight.shape[0] * weight.shape[1] / seconds / 1e9)
+    return best
+
+
+def fastest(run: Callable[[], object], *, seconds: float = PEAK_SECONDS) -> float:
+    """The shortest time of one call, over as many as fit into `seconds`, after one that warms up."""
+    run()
+    best, end = float("inf"), time.perf_counter() + seconds
+    while (started := time.perf_counter()) < end:
+        run()
+        best = min(best, time.perf_counter() - started)
+    return best
+
+
+def _largest_linear(model: Any) -> Any:
+    """The first of the largest linear layers. By the name of its class: a worker may well live without torch."""
+    layers = [module for module in model.modules() if type(module).__name__ == "Linear"]
+    return max(layers, key=lambda layer: layer.in_features * layer.out_features, default=None)
+
+
+def peak_memory_mb() -> float | None:
+    """The most memory this process has held at once, in MB (10^6 bytes), since `forget_peak_memory`. Linux only."""
+    # Not `getrusage`: after an exec it still tells the parent's peak.
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return None
+    lines = dict(line.partition(":")[::2] for line in status.splitlines())
+    return int(lines["VmHWM"].split()[0]) * 1024 / 1e6 if "VmHWM" in lines else None
+
+
+def forget_peak_memory() -> None:
+    """Let the peak begin anew from what is held now, where the kernel can."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    except OSError:
+        return  # the peak is then that of the process's whole life, which is more and never less
+
+
+def pin(cores: Sequence[int]) -> None:
+    """Run on these cores only, where the system can say so."""
+    if sys.platform == "linux" and cores:
+        os.sched_setaffinity(0, cores)
+
+
+def main(start: Callable[[Mapping[str, Any]], Contestant]) -> None:
+    """Load a contestant and serve it until stdin ends."""
+    # Before anything is imported that may print: stdout is the protocol's alone.
+    outbox = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    settings = json.loads(sys.stdin.readline())
+    pin(settings["cores"])
+    try:
+        contestant = start(settings)
+    except Exception as error:
+        send(outbox, {"error": described(error)})
+        return
+    send(outbox, {"facts": contestant.facts})
+    serve(contestant, sys.stdin, outbox)
+
+
+if __name__ == "__main__":
+    main(lambda settings: importlib.import_module(sys.argv[1]).start(settings))
