@@ -14,7 +14,8 @@ from warmstart.rows.binary import read_capped
 from warmstart.rows.limits import Limits
 from warmstart.rows.lines import Line, decoded, not_in_encoding, read_lines
 from warmstart.rows.row import Row
-from warmstart.rows.source import Raw
+from warmstart.rows.source import Note, Raw
+from warmstart.rows.squad import is_squad, squad_rows
 
 _SPACE = " \t\r\n"
 # A string (also an unclosed one: the parser will say so) or a bracket. The possessive parts keep it linear.
@@ -52,6 +53,7 @@ def parse_line(line: Line, *, name: str, row: int, limits: Limits) -> Raw:
 def read_document(stream: io.BufferedReader, *, name: str, encoding: str | None, limits: Limits) -> Iterator[Raw]:
     """The rows of one JSON document: an array of objects, or an object in which exactly one key holds such an array.
 
+    Where these are SQuAD's articles, each question is a row.
     Raises `DataError` "json-too-large" above `limits.max_document_bytes`, since a document has to be read whole.
     """
     stream, encoding, offset = decoded(stream, name=name, encoding=encoding)
@@ -98,6 +100,10 @@ def _rows_of_object(text: str, name: str, limits: Limits) -> Iterator[Raw]:
             value=list(value)[:20],
             fix="write an array of objects, or JSONL with one object a line",
         )
+    if is_squad(value[tables[0]]):
+        yield Note(f"{name!r} is read as SQuAD JSON, one row a question")
+        yield from squad_rows(value[tables[0]], name=name, key=tables[0])
+        return
     for row, item in enumerate(value[tables[0]]):
         yield _as_row(item, Where(source=name, field=tables[0], row=row), offset=None)
 
