@@ -8,12 +8,13 @@ Rust object it shares. Here both are switched off once, at construction; afterwa
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import tokenizers
@@ -54,6 +55,7 @@ class Tokenizer:
     type_ids: bool = False  # does the model tell the two texts of a pair apart by token types
     specials: frozenset[str] = frozenset()
     unknown_id: int | None = None
+    mask: str | None = None  # how the mask token is spelled, in a checkpoint that has one
     truncation_side: str = "right"  # the side on which a text over the limit loses tokens
     _special_pattern: re.Pattern[str] | None = field(init=False, repr=False, default=None)
 
@@ -71,7 +73,14 @@ class Tokenizer:
 
     @classmethod
     def from_json(
-        cls, text: str, *, limit: int, pad_id: int = 0, type_ids: bool = False, unknown: str | None = None
+        cls,
+        text: str,
+        *,
+        limit: int,
+        pad_id: int = 0,
+        type_ids: bool = False,
+        unknown: str | None = None,
+        mask: str | None = None,
     ) -> Tokenizer:
         """From the text of a `tokenizer.json`. What it stores about truncation and padding is not obeyed."""
         rust = _rust_copy(text)
@@ -83,6 +92,7 @@ class Tokenizer:
             type_ids=type_ids,
             specials=frozenset(token.content for token in added if token.special),
             unknown_id=None if unknown is None else rust.token_to_id(unknown),
+            mask=mask,
         )
 
     @classmethod
@@ -111,21 +121,46 @@ class Tokenizer:
             pad_id=tokenizer.pad_token_id or 0,
             type_ids=type_ids,
             unknown=tokenizer.unk_token,
+            mask=tokenizer.mask_token,
         )
         return dataclasses.replace(copy, truncation_side=tokenizer.truncation_side)
 
+    def reading_mask(self, where: str) -> Tokenizer:
+        """This tokenizer, but for one token: a mask that a text spells out is the mask.
+
+        Raises CheckpointError "mask-missing", of the checkpoint `where`, if it has none.
+        """
+        if self.mask is None or self.rust.token_to_id(self.mask) is None:
+            raise CheckpointError(
+                "mask-missing",
+                "the checkpoint's tokenizer has no mask token",
+                where=where,
+                fix="use a masked language model, such as BERT or RoBERTa",
+            )
+        content = json.loads(self.rust.to_str())
+        for token in content["added_tokens"]:
+            if token["content"] == self.mask:
+                token["special"] = False  # it is matched in texts then, with its own rules for spaces beside it
+        return dataclasses.replace(self, rust=_rust_copy(json.dumps(content)), specials=self.specials - {self.mask})
+
     def encode(
-        self, texts: Sequence[Text], *, stride: int | None = None, wheres: Sequence[Where] = ()
+        self,
+        texts: Sequence[Text],
+        *,
+        stride: int | None = None,
+        wheres: Sequence[Where] = (),
+        shorten: Literal["longest", "first"] = "longest",
     ) -> list[Encoded]:
         """Encode texts and pairs in bulk, in their order.
 
         A text over the limit is cut on its `truncation_side` (`stride=None`), a pair by "longest first": tokens leave
         the longer of the two until both fit. With a `stride` a text becomes overlapping windows that share `stride`
         tokens and cover all of it; of a pair the second text is windowed, and each window carries the whole first text.
+        With `shorten="first"` it is the first text of a pair that is cut or windowed, and the second stays whole.
 
             tokenizer.encode(["a text", ("a question", "its context")], stride=32)[1].pieces[0].ids
 
-        Raises UsageError "stride-too-large"; DataError "window-too-small" for a pair whose first text leaves no room,
+        Raises UsageError "stride-too-large"; DataError "window-too-small" for a pair whose whole text leaves no room,
         at its place in `wheres` if those are given.
         """
         if stride is not None and stride >= (room := self._room(pair=False)):
@@ -143,11 +178,11 @@ class Tokenizer:
         for i, (text, parts) in enumerate(zip(texts, clean, strict=True)):
             place = wheres[i] if wheres else Where(row=i)
             if long[i]:
-                pieces, truncated = self._pieces([next(bare) for _ in parts], stride, place)
+                pieces, truncated = self._pieces([next(bare) for _ in parts], stride, place, shorten)
             elif len(piece := next(whole)) <= self.limit:
                 pieces, truncated = (piece,), False
             else:
-                pieces, truncated = self._pieces(self._bare(parts), stride, place)
+                pieces, truncated = self._pieces(self._bare(parts), stride, place, shorten)
             encoded.append(Encoded(pieces, truncated, self._flags(text, parts, pieces)))
         return encoded
 
@@ -177,20 +212,27 @@ class Tokenizer:
     def _room(self, *, pair: bool) -> int:
         return self.limit - self.rust.num_special_tokens_to_add(pair)
 
-    def _pieces(self, bare: Sequence[Any], stride: int | None, where: Where) -> tuple[tuple[Any, ...], bool]:
+    def _pieces(
+        self, bare: Sequence[Any], stride: int | None, where: Where, shorten: str
+    ) -> tuple[tuple[Any, ...], bool]:
         """A text (one bare encoding) or pair (two) as pieces with special tokens; whether tokens were cut."""
         room = self._room(pair=len(bare) == 2)
         if sum(map(len, bare)) <= room:
             return (self.rust.post_process(*bare),), False
-        *first, last = bare
-        if stride is not None:
-            left = room - sum(map(len, first))
-            if left <= stride:
+        if shorten == "first" or stride is not None:
+            cut_one, *whole = bare if shorten == "first" else reversed(bare)
+            left = room - sum(map(len, whole))
+            if left <= (stride or 0):
                 raise _no_room(room - left, room, where)
-            last.truncate(left, stride=stride)
-            # One by one: windows that are processed along with the first get no token types.
-            return tuple(self.rust.post_process(*first, window) for window in (last, *last.overflowing)), False
-        keep = _longest_first(len(first[0]), len(last), room) if first else (room,)
+            if stride is None:
+                parts = (_cut(cut_one, left, self.truncation_side),)
+            else:
+                cut_one.truncate(left, stride=stride)
+                parts = (cut_one, *cut_one.overflowing)
+            # One by one: windows that are processed along with the other text get no token types.
+            pairs = [(part, *whole) if shorten == "first" else (*whole, part) for part in parts]
+            return tuple(self.rust.post_process(*pair) for pair in pairs), stride is None
+        keep = _longest_first(len(bare[0]), len(bare[1]), room) if len(bare) == 2 else (room,)
         cut = [_cut(encoding, most, self.truncation_side) for encoding, most in zip(bare, keep, strict=True)]
         return (self.rust.post_process(*cut),), True
 
@@ -236,9 +278,9 @@ def _text(parts: Sequence[str]) -> Text:
 def _no_room(taken: int, room: int, where: Where) -> DataError:
     return DataError(
         "window-too-small",
-        f"the first text of the pair takes {taken} of {room} tokens: no window of the second fits beside it",
+        f"one text of the pair is kept whole and takes {taken} of {room} tokens: too little is left beside it",
         where=where,
-        fix='shorten the first text, lower `stride`, or use long_text="truncate"',
+        fix='shorten that text, lower `stride`, or use long_text="truncate"',
     )
 
 
