@@ -10,6 +10,7 @@ from typing import Any
 from warmstart.engine import MAX_TOKENS, Runtime, predict
 from warmstart.rows import Row, texts
 from warmstart.tasks import Task
+from warmstart.tasks.contract import NeedsExam
 
 log = logging.getLogger("warmstart")
 
@@ -51,9 +52,17 @@ class Pipeline:
 
     def predict_rows(self, rows: Iterable[Row], *, max_tokens: int = MAX_TOKENS) -> Iterator[Any]:
         """Predictions for rows as `rows.read` gives them. Says at the end how many texts were cut."""
+        return self._counting_cuts(predict(self.task, self.runtime, rows, max_tokens=max_tokens))
+
+    def judge_rows(self, rows: Iterable[Row], *, max_tokens: int = MAX_TOKENS) -> Iterator[Any]:
+        """Predictions for labelled rows, as `task.score` reads them: `predict_rows` for all but a task with an exam."""
+        encode = self.task.exam if isinstance(self.task, NeedsExam) else None
+        return self._counting_cuts(predict(self.task, self.runtime, rows, max_tokens=max_tokens, encode=encode))
+
+    def _counting_cuts(self, predictions: Iterator[Any]) -> Iterator[Any]:
         cut = total = 0
         try:
-            for prediction in predict(self.task, self.runtime, rows, max_tokens=max_tokens):
+            for prediction in predictions:
                 total += 1
                 cut += prediction.truncated
                 yield prediction

@@ -51,12 +51,15 @@ def predict(
     for window in windows(
         rows, first=FIRST_WINDOW, largest=LARGEST_WINDOW, weight=_characters, heaviest=WINDOW_CHARACTERS
     ):
+        done = 0
         for features in _in_parts((encode or task.encode)(window)):
             outputs = run_features(task, runtime, features, max_tokens=max_tokens)
-            for position, members in by_row(features).items():
-                found = [outputs[i] for i in members]
-                _check_numbers(window[position], found)
-                yield task.decode(window[position], [features[i] for i in members], found)
+            for members in by_row(features, features[-1].row + 1)[done:]:
+                row, found = window[done], [outputs[i] for i in members]
+                _check_numbers(row, found)
+                yield task.decode(row, [features[i] for i in members], found)
+                done += 1
+        assert done == len(window), "encode gives every row a feature"
 
 
 def run_features(
@@ -70,11 +73,11 @@ def run_features(
     return outputs
 
 
-def by_row(features: Sequence[Feature]) -> dict[int, list[int]]:
-    """The positions of each row's features, rows in their order."""
-    members: dict[int, list[int]] = {}
+def by_row(features: Sequence[Feature], rows: int) -> list[list[int]]:
+    """The positions of each row's features."""
+    members: list[list[int]] = [[] for _ in range(rows)]
     for i, feature in enumerate(features):
-        members.setdefault(feature.row, []).append(i)
+        members[feature.row].append(i)
     return members
 
 
@@ -83,7 +86,7 @@ def _in_parts(features: Iterator[Feature]) -> Iterator[list[Feature]]:
     part: list[Feature] = []
     tokens = 0
     for feature in features:
-        if tokens >= PART_TOKENS and feature.row != part[-1].row:
+        if tokens >= PART_TOKENS and feature.row > part[-1].row:
             yield part
             part, tokens = [], 0
         part.append(feature)

@@ -64,11 +64,15 @@ class Task(Protocol):
     fields: ClassVar[tuple[Field, ...]]  # the row fields it reads
     prediction: ClassVar[type[Any]]  # what decode returns
     trainable: ClassVar[bool]
-    couples_rows: ClassVar[bool]  # does one row's loss depend on the other rows of its batch
     option_names: ClassVar[tuple[str, ...]]  # its fields that are a person's choice, kept with a saved run
 
     @property
     def tokenizer(self) -> Tokenizer: ...
+
+    @property
+    def couples_rows(self) -> bool:
+        """Does one row's loss depend on the other rows of its batch; then batches are never split or accumulated."""
+        ...
 
     @property
     def pads(self) -> Mapping[str, Pad]:
@@ -90,8 +94,8 @@ class Task(Protocol):
         """The task with these labels instead, for a fresh head."""
         ...
 
-    def head(self) -> dict[str, Any]:
-        """What a fresh head needs in the model's config."""
+    def head(self) -> dict[str, Any] | None:
+        """What a fresh head needs in the model's config; None for a task whose model has no head."""
         ...
 
     def encode(self, rows: Sequence[Row], *, train: bool = False) -> Iterator[Feature]: ...
@@ -107,6 +111,33 @@ class Task(Protocol):
     def decode(self, row: Row, features: Sequence[Feature], outputs: Sequence[Mapping[str, Array]]) -> Prediction: ...
 
     def score(self, predictions: Sequence[Any], rows: Sequence[Row]) -> Scores: ...
+
+
+@runtime_checkable
+class NeedsExam(Protocol):
+    """A task that cannot be judged by predictions for rows as they are: its loss needs the targets under the model."""
+
+    def exam(self, rows: Sequence[Row]) -> Iterator[Feature]:
+        """The features of evaluation, with targets; the same at every call. `infer` finds the targets in the batch."""
+        ...
+
+
+@runtime_checkable
+class NeedsModel(Protocol):
+    """A task that computes something with its model before the first row, such as the vectors of its labels."""
+
+    def prepare(self, run: Callable[[Sequence[Feature]], Sequence[Mapping[str, Array]]]) -> Task:
+        """The task that holds it. `run` gives each feature's outputs. It is not computed again if the model changes."""
+        ...
+
+
+@runtime_checkable
+class WritesFiles(Protocol):
+    """A task that other programs read from files of its own, beside the model's."""
+
+    def files(self, *, width: int) -> Mapping[str, bytes]:
+        """The files by their name in the saved folder, at most one folder deep. `width` is the model's."""
+        ...
 
 
 def for_score() -> Any:
@@ -168,7 +199,7 @@ def checked_options(
     task: type[Any], options: Mapping[str, Any], known: Mapping[str, tuple[Any, ...]]
 ) -> dict[str, Any]:
     """Check a person's task options: `known` maps each name to its allowed values; (int,) stands for every whole
-    number from 1, (float,) for every number from 0 to 1.
+    number from 1, (float,) for every number from 0 to 1, (bool,) for True and False, (str,) for every text.
 
     Raises UsageError "option-unknown" or "option-value".
     """
@@ -191,6 +222,10 @@ def _option_rule(allowed: tuple[Any, ...]) -> tuple[Callable[[Any], bool], str]:
         return lambda value: type(value) is int and value > 0, "a positive whole number"
     if allowed == (float,):
         return lambda value: type(value) in (int, float) and 0 <= value <= 1, "a number from 0 to 1"
+    if allowed == (bool,):
+        return lambda value: isinstance(value, bool), "true or false"
+    if allowed == (str,):
+        return lambda value: isinstance(value, str) and bool(value.strip()), "a text"
     return lambda value: isinstance(value, str) and value in allowed, " or ".join(map(repr, allowed))
 
 

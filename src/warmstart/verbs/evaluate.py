@@ -18,7 +18,7 @@ from warmstart.features import Array
 from warmstart.metrics import Metric
 from warmstart.pipeline import Pipeline
 from warmstart.rows import Row, read
-from warmstart.tasks import TASKS, as_dict
+from warmstart.tasks import TASKS, Task, as_dict
 
 
 @dataclass(frozen=True)
@@ -101,12 +101,12 @@ def evaluate(
     know, before anything is predicted.
     """
     task = pipeline.task
-    if not task.trainable:
+    if not is_judged(task):
         raise UsageError(
             "task-without-metrics",
             f"{task.name} cannot be judged in this version",
             value=task.name,
-            fix=f"give task=, one of: {', '.join(name for name, each in TASKS.items() if each.trainable)}",
+            fix=f"give task=, one of: {', '.join(name for name, each in TASKS.items() if is_judged(each))}",
         )
     rows = list(read(data, fields=task.fields, columns=columns, targets=True))
     for _ in task.encode(rows, train=True):
@@ -114,11 +114,16 @@ def evaluate(
     return evaluate_rows(pipeline, rows, progress=progress)
 
 
+def is_judged(task: Task | type[Task]) -> bool:
+    """Whether a task can be evaluated: it has a target, or is trained on its inputs alone."""
+    return task.trainable or any(field.target for field in task.fields)
+
+
 def evaluate_rows(pipeline: Pipeline, rows: list[Row], *, progress: Callable[[int], None] | None = None) -> Evaluation:
     """`evaluate` for rows that are read already."""
     if not rows:
         raise DataError("no-rows", "there are no rows to evaluate on", fix="check the file, and the columns it has")
-    predictions = tuple(_counted(pipeline.predict_rows(rows), progress))
+    predictions = tuple(_counted(pipeline.judge_rows(rows), progress))
     scores = pipeline.task.score(predictions, rows)
     return Evaluation(
         task=pipeline.task.name,
