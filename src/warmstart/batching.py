@@ -6,6 +6,8 @@ Padding is computed like words, so features of like length belong together. Plan
 
 from __future__ import annotations
 
+import math
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
@@ -76,6 +78,38 @@ def plan_epoch(
         else:
             size = batch_size or len(members)
             batches += [members[k : k + size] for k in range(0, len(members), size)]
+    return [batches[k] for k in rng.permutation(len(batches)).tolist()]
+
+
+def plan_apart(
+    lengths: Sequence[int], keys: Sequence[frozenset[bytes]], *, seed: int, epoch: int, batch_size: int
+) -> list[list[int]]:
+    """One epoch of batches for rows that learn from each other: of `batch_size` rows each, or one less where the rows
+    do not divide, so that no row is left with few others.
+
+    `keys` are what a row must not share with another of its batch, such as its texts: a text in two rows would be
+    right and wrong at once. Only where too many rows share one, a batch is smaller. In other ways as `plan_epoch`.
+    """
+    rng = generator(seed, "order", epoch)
+    order = rng.permutation(len(lengths)).tolist()
+    for start in range(0, len(order), GROUP_ROWS):
+        order[start : start + GROUP_ROWS] = sorted(order[start : start + GROUP_ROWS], key=lambda i: -lengths[i])
+    waiting = deque(order)
+    batches: list[list[int]] = []
+    while waiting:
+        size = math.ceil(len(waiting) / math.ceil(len(waiting) / batch_size))
+        batch: list[int] = []
+        taken: set[bytes] = set()
+        passed: list[int] = []
+        while waiting and len(batch) < size and len(passed) < GROUP_ROWS:
+            row = waiting.popleft()
+            if taken.isdisjoint(keys[row]):
+                batch.append(row)
+                taken |= keys[row]
+            else:
+                passed.append(row)
+        waiting.extendleft(reversed(passed))
+        batches.append(batch)
     return [batches[k] for k in rng.permutation(len(batches)).tolist()]
 
 

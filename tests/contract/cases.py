@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,6 +58,64 @@ def texts() -> list[Fields]:
     return [{"text": text} for text in _TEXTS]
 
 
+def scored_pairs() -> list[Fields]:
+    """Pairs with a score from 0 to 1."""
+    return [{"text": text, "text_pair": _TEXTS[i - 3], "score": i / 8} for i, text in enumerate(_TEXTS)]
+
+
+def answers() -> list[Fields]:
+    """Texts that belong together, some with one that does not."""
+    rows: list[Fields] = [{"text": text, "text_pair": f"{i} {text[::-1]}"} for i, text in enumerate(_TEXTS)]
+    return [row | ({"negative": f"no {i} words"} if i % 3 == 0 else {}) for i, row in enumerate(rows)]
+
+
+def triplets() -> list[Fields]:
+    return [row | {"negative": f"{i} sad stories"} for i, row in enumerate(answers())]
+
+
+def candidates() -> list[Fields]:
+    """Queries with one to three passages, one of which answers."""
+    rows = [(text[:18], [_TEXTS[(i + k) % 8] for k in range(1 + i % 3)]) for i, text in enumerate(_TEXTS)]
+    return [
+        {"query": query, "passages": passages, "labels": [int(k == i % len(passages)) for k in range(len(passages))]}
+        for i, (query, passages) in enumerate(rows)
+    ]
+
+
+def relevant_pairs() -> list[Fields]:
+    """One passage a row."""
+    return [{"query": text[:18], "passages": _TEXTS[i - 2], "labels": i % 2} for i, text in enumerate(_TEXTS)]
+
+
+def spans() -> list[Fields]:
+    """Texts whose second word is a thing, and whose third and fourth are a place, if there are so many."""
+    rows: list[Fields] = []
+    for text in _TEXTS:
+        words = [match.span() for match in re.finditer(r"\w+", text)]
+        things = [[*words[1], "THING"]] if len(words) > 1 else []
+        rows.append({"text": text, "tags": [*things, *([[words[2][0], words[3][1], "PLACE"]] if words[3:] else [])]})
+    return rows
+
+
+def tagged() -> list[Fields]:
+    """Words with a tag each; no row has a text."""
+    tags = ("B-PLACE", "I-PLACE", "O", "B-THING", "B-THING", "O", "O", "B-PLACE")
+    split = [text.split() for text in _TEXTS]
+    return [{"tokens": words, "tags": [tags[i % 8] for i in range(len(words))]} for words in split]
+
+
+def questions() -> list[Fields]:
+    """A question on each text, answered by its first words or by nothing, in the shapes data sets write answers in."""
+    rows: list[Fields] = [
+        {"question": f"is {i}?", "context": text, "answers": [" ".join(text.split()[i % 2 : 2])]}
+        for i, text in enumerate(_TEXTS)
+    ]
+    rows[0]["answers"] = {"text": rows[0]["answers"], "answer_start": [0]}
+    rows[2]["answers"] = [{"text": "cast", "answer_start": 4}]
+    rows[6]["answers"] = []
+    return rows
+
+
 @dataclass(frozen=True)
 class Case:
     """A task on a tiny checkpoint of a family. `config` and `files` change the checkpoint before it is loaded."""
@@ -99,7 +158,8 @@ class Trained:
     run: Run
 
 
-TEXT, EMBED = "text-classification", "sentence-embedding"
+TEXT, EMBED, RERANK = "text-classification", "sentence-embedding", "rerank"
+ANSWER, TOKENS = "question-answering", "token-classification"
 _WINDOWS = {"long_text": "windows", "stride": 4, "max_length": 16}
 _CUT = {"max_length": 16}
 _STEADY = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}  # or three labels take long to learn
@@ -113,6 +173,12 @@ _CLS = {
     "modules.json": _MODULES,
     "1_Pooling/config.json": {"word_embedding_dimension": 32, "pooling_mode_cls_token": True},
 }
+_BIO: Mapping[str, Any] = {"head": "tokens", "labels": ("O", "B-THING", "I-THING", "B-PLACE", "I-PLACE")}
+_BILOU = _BIO | {"labels": ("O", *(f"{prefix}-{name}" for name in ("PLACE", "THING") for prefix in "BILU"))}
+_COSINE = {"objective": "cosine"}
+_ONE: Mapping[str, Any] = {"labels": ("score",)}
+_OR_NONE = {"no_answer_threshold": 0.5}
+_ANSWER_CUT: Mapping[str, Any] = {"max_length": 20, "long_text": "truncate"} | _OR_NONE
 
 CASES = [
     *(Case(f"text-{family}", TEXT, family, single) for family in ("bert", "distilbert", "roberta", "modernbert")),
@@ -126,7 +192,27 @@ CASES = [
     Case("text-pairs", TEXT, "bert", pairs),
     Case("text-pairs-truncated", TEXT, "roberta", pairs, options=_CUT),
     Case("text-pairs-windows", TEXT, "bert", short_first_pairs, options=_WINDOWS),
-    Case("embedding-mean", EMBED, "bert", texts, head="base"),
-    Case("embedding-cls-normalized", EMBED, "distilbert", texts, head="base", files=_CLS),
-    Case("embedding-windows", EMBED, "roberta", texts, head="base", options=_WINDOWS),
+    Case("embedding-scored", EMBED, "bert", scored_pairs, head="base", options=_COSINE),
+    Case("embedding-cls-normalized", EMBED, "distilbert", answers, head="base", files=_CLS),
+    Case("embedding-triplets", EMBED, "modernbert", triplets, head="base", options={"objective": "triplet"}),
+    Case("embedding-truncated", EMBED, "bert", answers, head="base", options=_CUT),
+    Case("embedding-windows", EMBED, "roberta", scored_pairs, head="base", options=_WINDOWS | _COSINE),
+    Case("rerank-bert", RERANK, "bert", candidates, config=_STEADY, **_ONE),
+    Case("rerank-roberta", RERANK, "roberta", candidates, config=_STEADY, **_ONE),
+    Case("rerank-modernbert", RERANK, "modernbert", candidates, **_ONE),
+    Case("rerank-pairs", RERANK, "distilbert", relevant_pairs, **_ONE),
+    Case("rerank-truncated", RERANK, "bert", candidates, options=_CUT, config=_STEADY, **_ONE),
+    Case("rerank-windows", RERANK, "bert", candidates, options=_WINDOWS, config=_STEADY, **_ONE),
+    *(
+        Case(f"answer-{family}", ANSWER, family, questions, head=ANSWER, options=_OR_NONE)
+        for family in ("bert", "distilbert", "roberta", "modernbert", "gpt2")
+    ),
+    Case("answer-windows", ANSWER, "bert", questions, head=ANSWER, options=_WINDOWS | _OR_NONE),
+    Case("answer-windows-roberta", ANSWER, "roberta", questions, head=ANSWER, options=_WINDOWS | _OR_NONE | {"top_k": 3}),
+    *(Case(f"tokens-{family}", TOKENS, family, spans, **_BIO) for family in ("bert", "roberta", "gpt2")),
+    *(Case(f"tokens-tagged-{family}", TOKENS, family, tagged, **_BILOU) for family in ("distilbert", "modernbert")),
+    Case("tokens-windows", TOKENS, "bert", tagged, options=_WINDOWS, **_BIO),
+    Case("tokens-windows-simple", TOKENS, "roberta", spans, options=_WINDOWS | {"aggregation": "simple"}, **_BIO),
+    Case("tokens-truncated", TOKENS, "bert", spans, options=_CUT | {"long_text": "truncate"}, **_BIO),
+    Case("answer-truncated", ANSWER, "roberta", questions, head=ANSWER, options=_ANSWER_CUT),
 ]

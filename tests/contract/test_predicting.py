@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from cases import CASES, Loaded
 
@@ -47,11 +48,18 @@ def inputs_of(loaded: Loaded) -> list[Row]:
 
 def same_bytes(left: Feature, right: Feature) -> bool:
     return (
-        (left.row, left.part, left.length, left.meta) == (right.row, right.part, right.length, right.meta)
+        (left.row, left.part, left.length) == (right.row, right.part, right.length)
+        and left.meta.keys() == right.meta.keys()
+        and all(np.array_equal(left.meta[name], right.meta[name]) for name in left.meta)
         and left.inputs.keys() == right.inputs.keys()
         and all(left.inputs[name].tobytes() == right.inputs[name].tobytes() for name in left.inputs)
         and all(left.inputs[name].dtype == right.inputs[name].dtype for name in left.inputs)
     )
+
+
+def reads_windows(loaded: Loaded) -> bool:
+    """Whether long texts are covered by windows: some tasks do so unless told otherwise."""
+    return vars(loaded.pipe.task).get("long_text") == "windows"
 
 
 # --- the row alone ------------------------------------------------------------------------------------------------
@@ -114,9 +122,10 @@ def test_tokens_and_truncation_are_reported(loaded: Loaded) -> None:
         assert prediction.tokens == sum(feature.length for feature in features if feature.row == i) > 0
         assert prediction.flags == ()
     short = "max_length" in loaded.case.options
-    windows = "long_text" in loaded.case.options
+    windows = reads_windows(loaded)
     assert any(prediction.truncated for prediction in predictions) == (short and not windows)
-    assert (len(features) > len(rows)) == windows
+    if windows and short:
+        assert len(features) > len(list(dataclasses.replace(task, long_text="truncate").encode(rows)))  # type: ignore
 
 
 def test_varying_is_a_function_of_the_generator(loaded: Loaded) -> None:
@@ -167,7 +176,7 @@ def test_a_bad_row_names_its_index_and_field(loaded: Loaded) -> None:
     for field in loaded.pipe.task.fields:
         if field.target or not any(field.name in row for row in loaded.rows):
             continue
-        for wrong in (3, b"bytes", ["a"] if field.text else [["a"]]):
+        for wrong in (3, b"bytes", [3] if field.many else ["a"] if field.text else [["a"]]):
             rows = inputs_of(loaded)[:4]
             rows[2] = Row(dict(rows[2]) | {field.name: wrong})
             with pytest.raises(DataError) as caught:
@@ -196,8 +205,10 @@ def test_what_is_no_row_is_refused(loaded: Loaded) -> None:
 
 def test_a_pair_is_read_whole_or_refused(loaded: Loaded) -> None:
     """A task of one text must not drop the second of a pair in silence."""
-    if sum(field.text for field in loaded.pipe.task.fields) > 1:
-        assert as_dict(loaded.pipe(("a", "b"))) == as_dict(loaded.pipe({"text": "a", "text_pair": "b"}))
+    names = [field.name for field in loaded.pipe.task.fields if field.text]
+    if len(names) > 1:
+        row = dict(zip(names, ("a", "b"), strict=False))
+        assert as_dict(loaded.pipe(("a", "b"))) == as_dict(loaded.pipe(row))
     else:
         with pytest.raises(DataError) as caught:
             loaded.pipe(("a", "b"))
@@ -223,9 +234,10 @@ def test_hostile_texts(loaded: Loaded, item: str) -> None:
     text, flags = _HOSTILE[item]
     rows = inputs_of(loaded)
     calm = dicts(loaded.pipe(rows))
-    windows = "windows" in loaded.case.options.values()
+    windows = reads_windows(loaded)
     fields = loaded.pipe.task.fields
     names = [name for name in rows[0] if name in {field.name for field in fields if field.text}]
+    names = names or [next(field.name for field in fields if field.text)]  # these rows have none, but could
     hostile = Row(dict.fromkeys(names, text))
     if windows and len(names) > 1:  # a window has no room beside a long first text: that error has its own test
         hostile[names[0]] = text[:3]
@@ -237,7 +249,8 @@ def test_hostile_texts(loaded: Loaded, item: str) -> None:
     assert flags or not set(found["flags"]) - {"unknown-tokens-only"}
     if item == "t54_long":
         assert found["truncated"] != windows
-        assert windows or found["tokens"] == loaded.pipe.task.tokenizer.limit
+        pieces = len(list(loaded.pipe.task.encode([hostile])))
+        assert windows or found["tokens"] == pieces * loaded.pipe.task.tokenizer.limit
 
 
 # --- the command line, and what is imported -------------------------------------------------------------------------
@@ -253,7 +266,8 @@ def test_the_command_line_is_the_library(loaded: Loaded, tmp_path: Path, capsys:
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     expected = dicts(loaded.pipe(rows))
     assert [{name: line[name] for name in expected[0]} for line in lines] == expected
-    assert [line["text"] for line in lines] == [row["text"] for row in rows]
+    kept = [{name: line[f"input_{name}" if name in expected[0] else name] for name in rows[0]} for line in lines]
+    assert kept == [{name: row.get(name) for name in rows[0]} for row in rows]
 
 
 def test_a_task_imports_neither_torch_nor_transformers() -> None:

@@ -27,11 +27,11 @@ def save_model(
     """Save a standard Hugging Face folder that plain `AutoModelFor….from_pretrained` loads. Returns its path.
 
     It holds config.json, model.safetensors, the tokenizer's files, every file of `extra` (plain names such as
-    `README.md` and `warmstart.json`), and MANIFEST.json. Truncation and padding that calls of the tokenizer left
+    `README.md` and `warmstart.json`, or `1_Pooling/config.json` in one plain folder), and MANIFEST.json. Truncation and padding that calls of the tokenizer left
     behind are not saved. Raises what `commit_folder` raises, and UsageError `extra-name`.
     """
     for name in extra:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", name):
+        if not re.fullmatch(r"(?:[A-Za-z0-9][A-Za-z0-9._-]{0,127}/)?[A-Za-z0-9][A-Za-z0-9._-]{0,127}", name):
             raise UsageError(
                 "extra-name", "an extra file needs a plain name", value=name, fix="use letters, digits, . _ -"
             )
@@ -44,6 +44,7 @@ def save_model(
         if tokenizer is not None:
             _reset_tokenizer(folder / "tokenizer.json")
         for name, data in extra.items():
+            (folder / name).parent.mkdir(exist_ok=True)
             (folder / name).write_bytes(data)
 
     return commit_folder(target, write, replace=replace)

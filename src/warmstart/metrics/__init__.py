@@ -3,30 +3,46 @@
 single-label   accuracy, macro_f1, matthews, auroc; confusion and per_class
 multi-label    exact_match, micro_f1, multilabel_macro_f1, auroc
 regression     pearson, spearman, mae
-any statistic  wilson, bootstrap
+ranked lists   mrr, ndcg
+answers        answer_scores: exact match and F1 of each row
+tokens         perplexity
+entities       entity_scores, tag_accuracy
+any statistic  mean, wilson, bootstrap
 """
 
+from warmstart.metrics.answers import answer_scores, normalize_answer
 from warmstart.metrics.classification import ClassScore, accuracy, confusion, macro_f1, matthews, per_class
+from warmstart.metrics.entities import entity_scores, tag_accuracy
 from warmstart.metrics.interval import Metric, bootstrap, wilson
+from warmstart.metrics.language import perplexity
 from warmstart.metrics.multilabel import exact_match, micro_f1, multilabel_macro_f1
 from warmstart.metrics.ranking import auroc
 from warmstart.metrics.regression import mae, pearson, spearman
+from warmstart.metrics.retrieval import mean, mrr, ndcg
 
 __all__ = [
     "ClassScore",
     "Metric",
     "accuracy",
+    "answer_scores",
     "auroc",
     "bootstrap",
     "confusion",
+    "entity_scores",
     "exact_match",
     "macro_f1",
     "mae",
     "matthews",
+    "mean",
     "micro_f1",
+    "mrr",
     "multilabel_macro_f1",
+    "ndcg",
+    "normalize_answer",
     "pearson",
     "per_class",
+    "perplexity",
     "spearman",
+    "tag_accuracy",
     "wilson",
 ]

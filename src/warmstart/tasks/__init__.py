@@ -5,22 +5,49 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from warmstart.errors import UsageError, did_you_mean
-from warmstart.tasks.contract import Prediction, Scores, Task, as_dict, from_dict, prediction_fields
+from warmstart.tasks.contract import (
+    Prediction,
+    Scores,
+    Task,
+    WritesFiles,
+    as_dict,
+    from_dict,
+    prediction_fields,
+)
+from warmstart.tasks.fill_mask import FillMask
+from warmstart.tasks.question_answering import QuestionAnswering
+from warmstart.tasks.rerank import Rerank
 from warmstart.tasks.sentence_embedding import Embedding
 from warmstart.tasks.text_classification import TextClassification
+from warmstart.tasks.token_classification import TokenClassification
 
 TASKS: Mapping[str, type[Task]] = {
     "text-classification": TextClassification,
+    "token-classification": TokenClassification,
+    "question-answering": QuestionAnswering,
     "sentence-embedding": Embedding,
+    "rerank": Rerank,
 }
 
 # Names that transformers' `pipeline(...)` and older habits use.
 ALIASES: Mapping[str, str] = {
     "sentiment-analysis": "text-classification",
+    "ner": "token-classification",
     "feature-extraction": "sentence-embedding",
 }
 
-__all__ = ["ALIASES", "TASKS", "Prediction", "Scores", "Task", "as_dict", "find_task", "from_dict", "prediction_fields"]
+__all__ = [
+    "ALIASES",
+    "TASKS",
+    "Prediction",
+    "Scores",
+    "Task",
+    "WritesFiles",
+    "as_dict",
+    "find_task",
+    "from_dict",
+    "prediction_fields",
+]
 
 
 def find_task(name: str) -> type[Task]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -43,6 +43,8 @@ class EmbeddingSettings:
     prompt: str  # put before every text; empty where none is asked for
     limit: int | None
     lower_case: bool  # texts are lower-cased, which has to be the tokenizer's doing
+    prompts: Mapping[str, str] = field(default_factory=dict)  # the checkpoint's own, by name
+    pools_prompt: bool = True  # is the prompt's part of the text pooled with the rest
 
 
 def read_settings(folder: Path) -> EmbeddingSettings:
@@ -51,9 +53,33 @@ def read_settings(folder: Path) -> EmbeddingSettings:
     Raises CheckpointError "embedding-config-unusable", "embedding-module-unknown" or "embedding-pooling-unknown".
     """
     limit, lower_case = _read_limit(folder)
-    prompt = _read_prompt(folder / "config_sentence_transformers.json")
-    pooling, normalize = _read_modules(folder, prompt)
-    return EmbeddingSettings(pooling, normalize, prompt, limit, lower_case)
+    prompt, prompts = _read_prompts(folder / "config_sentence_transformers.json")
+    pooling, normalize, pools_prompt = _read_modules(folder, prompt)
+    return EmbeddingSettings(pooling, normalize, prompt, limit, lower_case, prompts, pools_prompt)
+
+
+def write_settings(settings: EmbeddingSettings, *, width: int) -> dict[str, bytes]:
+    """The files that `read_settings` and sentence-transformers read, by name. `width`: numbers in a vector."""
+    kinds = ["Transformer", "Pooling", *(["Normalize"] if settings.normalize else [])]
+    paths = ("", "1_Pooling", "2_Normalize")
+    modules = [
+        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for i, (kind, path) in enumerate(zip(kinds, paths, strict=False))
+    ]
+    pooling: dict[str, object] = {"word_embedding_dimension": width, "include_prompt": settings.pools_prompt}
+    pooling |= {switch: kind == settings.pooling for switch, kind in _POOLING_SWITCHES.items()}
+    default = next((name for name, prompt in settings.prompts.items() if prompt == settings.prompt), None)
+    contents: dict[str, Any] = {
+        "modules.json": modules,
+        "1_Pooling/config.json": pooling,
+        "sentence_bert_config.json": {"max_seq_length": settings.limit, "do_lower_case": settings.lower_case},
+        "config_sentence_transformers.json": {
+            "prompts": dict(settings.prompts),
+            "default_prompt_name": default if settings.prompt else None,
+            "similarity_fn_name": "cosine",
+        },
+    }
+    return {name: (json.dumps(content, indent=2) + "\n").encode() for name, content in contents.items()}
 
 
 def _read_limit(folder: Path) -> tuple[int | None, bool]:
@@ -66,30 +92,31 @@ def _read_limit(folder: Path) -> tuple[int | None, bool]:
     return limit, bool(config.get("do_lower_case"))
 
 
-def _read_prompt(path: Path) -> str:
-    """The prompt that sentence-transformers puts before a text where none is asked for by name."""
+def _read_prompts(path: Path) -> tuple[str, dict[str, str]]:
+    """The prompt that sentence-transformers puts before a text where none is asked for by name, and all of them."""
     config = _read_object(path)
     name, prompts = config.get("default_prompt_name"), config.get("prompts") or {}
+    known = {key: text for key, text in prompts.items() if isinstance(text, str)} if isinstance(prompts, dict) else {}
     if name is None:
-        return ""
-    prompt = prompts.get(name) if isinstance(prompts, dict) else None
-    if not isinstance(prompt, str):
+        return "", known
+    if name not in known:
         raise _unreadable(path, f"default_prompt_name {name!r} is none of the prompts", prompts)
-    return prompt
+    return known[name], known
 
 
-def _read_modules(folder: Path, prompt: str) -> tuple[Pooling, bool]:
-    """Pooling and normalisation from `modules.json`; without that file, the mean of the token vectors as it is."""
+def _read_modules(folder: Path, prompt: str) -> tuple[Pooling, bool, bool]:
+    """Pooling, normalisation and whether prompts are pooled, from `modules.json`; without that file, the mean of the token vectors as it is."""
     listing = folder / "modules.json"
     modules = _read_json(listing, default=[])
     if not isinstance(modules, list) or not all(isinstance(module, dict) for module in modules):
         raise _unreadable(listing, "this is no list of modules", modules)
     pooling: Pooling = "mean"
-    normalize = False
+    normalize, pools_prompt = False, True
     for module in modules:
         kind = str(module.get("type", "")).rsplit(".", 1)[-1]
         if kind == "Pooling":
-            pooling = _read_pooling(_inside(folder, str(module.get("path", "")), listing) / "config.json", prompt)
+            path = _inside(folder, str(module.get("path", "")), listing) / "config.json"
+            pooling, pools_prompt = _read_pooling(path, prompt)
         elif kind == "Normalize":
             normalize = True
         elif kind != "Transformer":
@@ -100,7 +127,7 @@ def _read_modules(folder: Path, prompt: str) -> tuple[Pooling, bool]:
                 value=module,
                 fix="use a checkpoint of Transformer, Pooling and Normalize modules",
             )
-    return pooling, normalize
+    return pooling, normalize, pools_prompt
 
 
 def _inside(folder: Path, name: str, listing: Path) -> Path:
@@ -109,7 +136,7 @@ def _inside(folder: Path, name: str, listing: Path) -> Path:
     return folder / name
 
 
-def _read_pooling(path: Path, prompt: str) -> Pooling:
+def _read_pooling(path: Path, prompt: str) -> tuple[Pooling, bool]:
     config = _read_object(path)
     named = config.get("pooling_mode")
     switched_on = [_POOLING_SWITCHES.get(key) for key, on in config.items() if on is True and "pooling_mode_" in key]
@@ -124,7 +151,7 @@ def _read_pooling(path: Path, prompt: str) -> Pooling:
         )
     if prompt and config.get("include_prompt") is False:
         raise _unreadable(path, "include_prompt is false, and the checkpoint has a default prompt", prompt)
-    return chosen[0]
+    return chosen[0], config.get("include_prompt") is not False
 
 
 def _read_object(path: Path) -> dict[str, Any]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 import torch
 
-from warmstart.batching import collate, plan_epoch
+from warmstart.batching import collate, plan_apart, plan_epoch
 from warmstart.errors import DataError, UsageError
 from warmstart.features import Batch, Feature
 from warmstart.randomness import generator
@@ -32,10 +33,13 @@ class Batches(Generic[T]):
     batch_size: int | None
     max_tokens: int | None
     convert: Callable[[Batch], T]
+    left_out: tuple[int, ...] = ()  # rows that the task, saying why, found nothing to learn from
     epoch: int = field(default=0, init=False)
     plan: list[list[int]] = field(init=False, repr=False)
+    keys: list[frozenset[bytes]] = field(init=False, repr=False)  # by row: its texts, where rows learn from each other
 
     def __post_init__(self) -> None:
+        self.keys = [frozenset(map(_key, features)) for features in self.features] if self.task.couples_rows else []
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
@@ -46,6 +50,9 @@ class Batches(Generic[T]):
     def plan_of(self, epoch: int) -> list[list[int]]:
         """The row indices of each batch of an epoch."""
         lengths = [max(feature.length for feature in features) for features in self.features]
+        if self.task.couples_rows:
+            assert self.batch_size is not None, "checked where batches are made"
+            return plan_apart(lengths, self.keys, seed=self.seed, epoch=epoch, batch_size=self.batch_size)
         return plan_epoch(
             lengths,
             seed=self.seed,
@@ -72,17 +79,33 @@ def make_batches(
 ) -> Batches[Batch]:
     """Encode rows once and plan them into batches for the loop.
 
-    Raises UsageError "batch-limit"; DataError for a row without a usable text or label, with its place.
+    Raises UsageError "batch-limit" or "rows-coupled"; DataError for a row without a usable text or label, with its place.
     """
     for name, limit in (("batch_size", batch_size), ("max_tokens", max_tokens)):
         if limit is not None and limit < 1:
             raise UsageError("batch-limit", f"{name} must be at least 1", value=limit, fix=f"give {name}=32, or None")
+    if task.couples_rows and (batch_size is None or max_tokens is not None):
+        raise UsageError(
+            "rows-coupled",
+            f"{task.name} learns from all rows of a batch together: a batch has a number of rows, and no budget",
+            value=f"batch_size={batch_size}, max_tokens={max_tokens}",
+            fix="give batch_size=32 and max_tokens=None",
+        )
     if not rows:
         raise DataError("no-rows", "there are no rows to train on", fix="check the file, and what --columns selects")
     features: list[list[Feature]] = [[] for _ in rows]
     for feature in task.encode(rows, train=True):
         features[feature.row].append(feature)
-    return Batches(task, features, seed, batch_size, max_tokens, convert=_itself)
+    left_out = tuple(row for row, own in enumerate(features) if not own)
+    if len(left_out) == len(rows):
+        raise DataError(
+            "no-rows",
+            "none of the rows has anything to learn from",
+            where=rows[0].where,
+            value=f"{len(rows)} rows",
+            fix="look at the warnings before this: they say what the rows lack",
+        )
+    return Batches(task, [own for own in features if own], seed, batch_size, max_tokens, _itself, left_out)
 
 
 def batches(
@@ -107,8 +130,9 @@ def batches(
                 pipe.model(**batch).loss.backward()
 
     A `DataLoader` with `persistent_workers=True` keeps its first copy of this, and never hears of `set_epoch`.
-    Raises UsageError "task-not-trainable", "labels-unknown" or "batch-limit"; DataError for a row without a usable
-    text or label, with its place.
+    Where rows learn from each other (in-batch negatives) give `batch_size` and max_tokens=None.
+    Raises UsageError "task-not-trainable", "labels-unknown", "batch-limit" or "rows-coupled"; DataError for a row
+    without a usable text or label, with its place.
     """
     if not task.trainable:
         raise UsageError(
@@ -119,7 +143,15 @@ def batches(
         )
     known = list(read(rows, fields=task.fields, columns=columns, targets=True))
     made = make_batches(task, known, seed=seed, batch_size=batch_size, max_tokens=max_tokens)
-    return Batches(task, made.features, seed, batch_size, max_tokens, convert=_model_arguments)
+    return Batches(task, made.features, seed, batch_size, max_tokens, _model_arguments, made.left_out)
+
+
+def _key(feature: Feature) -> bytes:
+    """A digest of what a model reads of a feature."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name in sorted(feature.inputs):
+        digest.update(feature.inputs[name].tobytes())
+    return digest.digest()
 
 
 def _itself(batch: Batch) -> Batch:

@@ -10,13 +10,13 @@ from typing import Any
 
 from warmstart.checkpoints import Found, Verified, find, load_model, load_tokenizer, load_weights, verify
 from warmstart.engine import resolve_device, torch_runtime
-from warmstart.errors import DataError, UsageError
+from warmstart.errors import DataError, UsageError, Where
 from warmstart.metrics import Metric
 from warmstart.pipeline import Pipeline
 from warmstart.provenance import environment, folder_digest, rows_digest
 from warmstart.report import write_report
 from warmstart.rows import Row, hold_out, read
-from warmstart.tasks import TASKS, Task, find_task
+from warmstart.tasks import TASKS, Task, WritesFiles, find_task
 from warmstart.training.batches import make_batches
 from warmstart.training.config import TrainConfig
 from warmstart.training.model_card import RunFacts
@@ -87,14 +87,17 @@ def train(
     tokenizer = load_tokenizer(verified)
     loaded = make_task(kind, tokenizer, verified, options or {})
     learned = loaded.learn(rows)
+    _check_coupled(learned, config)
     for _ in learned.encode(held_out, train=True):
         pass  # a validation row that cannot be used is an error now, not after the first epoch
     batches = make_batches(learned, rows, seed=config.seed, batch_size=config.batch_size, max_tokens=config.max_tokens)
-    pipeline = _untrained(verified, tokenizer, learned, fresh=learned is not loaded, config=config, name=str(output))
+    pipeline = _untrained(
+        verified, tokenizer, learned, fresh=learned.head() != loaded.head(), config=config, name=str(output)
+    )
     config = _with_learning_rate(config, pipeline.model)
     directory.create()
     directory.write_config(config, model=str(model), task=kind.name, options=options_of(learned))
-    directory.write_provenance(_provenance(found, rows, held_out))
+    directory.write_provenance(_provenance(found, rows, held_out, batches.left_out))
     fitting = fit_pipeline(pipeline, batches, held_out, config, directory, progress)
     return _finish(fitting, base=found.name, rows=len(rows))
 
@@ -133,7 +136,8 @@ def _finish(fitting: Fitting, *, base: str, rows: int) -> Run:
         validation_rows=len(fitting.held_out),
         steps=fitting.steps,
     )
-    fitting.save(directory.model, facts.files())
+    own = pipeline.task.files(width=pipeline.model.config.hidden_size) if isinstance(pipeline.task, WritesFiles) else {}
+    fitting.save(directory.model, {**own, **facts.files()})
     try:
         write_report(directory.path)
     except Exception as error:  # the result is saved: a page about it is no reason to lose it
@@ -168,6 +172,22 @@ def _checked(config: TrainConfig, validation: Any) -> TrainConfig:
     return config
 
 
+def _check_coupled(task: Task, config: TrainConfig) -> None:
+    """Where rows learn from each other, what splits a batch changes the loss: it is refused rather than done."""
+    if not task.couples_rows:
+        return
+    for name, value, plain in (("accumulate", config.accumulate, 1), ("max_tokens", config.max_tokens, None)):
+        if value != plain:
+            raise UsageError(
+                "rows-coupled",
+                f"{task.name} learns from all rows of a batch together, so {name} would change what is learned",
+                where=Where(field=name),
+                value=value,
+                fix=f"leave {name} out and set batch_size to the rows that learn from each other; "
+                "less memory: a shorter max_length",
+            )
+
+
 def _trainable(kind: type[Task]) -> type[Task]:
     if kind.trainable:
         return kind
@@ -180,9 +200,9 @@ def _trainable(kind: type[Task]) -> type[Task]:
 
 
 def _task_for_training(verified: Verified) -> type[Task]:
-    """The checkpoint's own task if it can be trained; a bare encoder is trained as a text classifier, which is said."""
+    """The checkpoint's own task if it learns from labels; else text classification, which is said (decision 0006)."""
     own = None if verified.task is None else TASKS.get(verified.task)
-    if own is not None and own.trainable:
+    if own is not None and own.trainable and any(field.target and not field.optional for field in own.fields):
         return own
     log.info("task text-classification, for a checkpoint that is made for %s", verified.task or "none")
     return TASKS["text-classification"]
@@ -224,7 +244,7 @@ def _read_rows(
     return rows, held_out
 
 
-def _provenance(found: Found, rows: list[Row], held_out: list[Row]) -> dict[str, Any]:
+def _provenance(found: Found, rows: list[Row], held_out: list[Row], left_out: tuple[int, ...]) -> dict[str, Any]:
     return {
         "checkpoint": {
             "name": found.name,
@@ -232,6 +252,7 @@ def _provenance(found: Found, rows: list[Row], held_out: list[Row]) -> dict[str,
             "source": found.source,
             "digest": folder_digest(found.folder),
         },
-        "data": {"train": rows_digest(rows), "validation": rows_digest(held_out)},
+        # The digest is of all rows; `left_out` are the positions of those that taught nothing.
+        "data": {"train": rows_digest(rows), "validation": rows_digest(held_out), "left_out": list(left_out)},
         "environment": environment(),
     }
