@@ -58,7 +58,7 @@ _HEADS = {
     "token-classification": ("classifier.weight", "score.weight"),
     "image-classification": ("classifier.weight", "classifier.1.weight"),
     "audio-classification": ("classifier.weight", "classifier.dense.weight"),
-    "question-answering": ("qa_outputs.weight",),
+    "question-answering": ("qa_outputs.weight", "classifier.weight"),  # the second is ModernBERT's
 }
 _LABELLED = frozenset(_HEADS) - {"question-answering"}  # there, rows are start and end
 _EMBEDDING = re.compile(r"(.*\.)?(word_embeddings|wte|embed_tokens|tok_embeddings|shared|word_embedding)\.weight")

@@ -156,8 +156,15 @@ class QuestionAnswering:
         return feature
 
     def forward(self, model: Any, batch: Batch) -> dict[str, Any]:
+        """Start and end logits, (B, T) each; of padding the lowest there are: no answer begins or ends in it."""
+        import torch
+
         outputs = model(**batch.inputs)
-        return {"start": outputs.start_logits, "end": outputs.end_logits}  # (B, T) each
+        padding = batch.inputs["attention_mask"] == 0
+        return {
+            name: logits.masked_fill(padding, torch.finfo(logits.dtype).min)
+            for name, logits in (("start", outputs.start_logits), ("end", outputs.end_logits))
+        }
 
     infer = forward
 
@@ -165,13 +172,8 @@ class QuestionAnswering:
         """The mean of both cross entropies over the tokens of each window, no padding; each row weighs 1 in all."""
         import torch.nn.functional as F
 
-        padding = batch.inputs["attention_mask"] == 0
         starts, ends = (
-            F.cross_entropy(
-                outputs[name].float().masked_fill(padding, float("-inf")),
-                batch.targets[f"{name}_positions"],
-                reduction="none",
-            )
+            F.cross_entropy(outputs[name], batch.targets[f"{name}_positions"], reduction="none")
             for name in ("start", "end")
         )
         losses = (starts + ends) / 2
