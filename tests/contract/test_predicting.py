@@ -125,7 +125,7 @@ def test_tokens_and_truncation_are_reported(loaded: Loaded) -> None:
     windows = reads_windows(loaded)
     assert any(prediction.truncated for prediction in predictions) == (short and not windows)
     if windows and short:
-        assert len(features) > len(list(dataclasses.replace(task, long_text="truncate").encode(rows)))  # type: ignore
+        assert len(features) > len(list(dataclasses.replace(task, long_text="truncate").encode(rows)))  # type: ignore[type-var]
 
 
 def test_varying_is_a_function_of_the_generator(loaded: Loaded) -> None:

@@ -27,8 +27,8 @@ def save_model(
     """Save a standard Hugging Face folder that plain `AutoModelFor….from_pretrained` loads. Returns its path.
 
     It holds config.json, model.safetensors, the tokenizer's files, every file of `extra` (plain names such as
-    `README.md` and `warmstart.json`, or `1_Pooling/config.json` in one plain folder), and MANIFEST.json. Truncation and padding that calls of the tokenizer left
-    behind are not saved. Raises what `commit_folder` raises, and UsageError `extra-name`.
+    `README.md`, or `1_Pooling/config.json` in a plain folder), and MANIFEST.json. Truncation and padding that calls of
+    the tokenizer left behind are not saved. Raises what `commit_folder` raises, and UsageError `extra-name`.
     """
     for name in extra:
         if not re.fullmatch(r"(?:[A-Za-z0-9][A-Za-z0-9._-]{0,127}/)?[A-Za-z0-9][A-Za-z0-9._-]{0,127}", name):

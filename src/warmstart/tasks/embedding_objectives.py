@@ -1,7 +1,7 @@
 """What sentence embeddings can learn from pairs: their scores, each other, a negative.
 
-Each objective says its loss, one entry a row, as sentence-transformers computes it; and how embeddings are judged by the
-same rows. All compare by the cosine.
+Each objective says its loss, one entry a row, as sentence-transformers computes it; and how embeddings are judged by
+the same rows. All compare by the cosine.
 """
 
 from __future__ import annotations

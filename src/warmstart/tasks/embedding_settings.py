@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from warmstart.errors import CheckpointError
+from warmstart.errors import CheckpointError, UsageError
 
 Pooling = Literal["mean", "cls", "max", "mean_sqrt_len", "last"]
 
@@ -82,6 +82,34 @@ def write_settings(settings: EmbeddingSettings, *, width: int) -> dict[str, byte
     return {name: (json.dumps(content, indent=2) + "\n").encode() for name, content in contents.items()}
 
 
+def choose_prompt(option: str, value: Any, settings: EmbeddingSettings) -> str:
+    """A prompt by its name in the checkpoint, or as it stands; a bare word is no prompt but a name mistyped.
+
+    Raises UsageError "option-value".
+    """
+    if isinstance(value, str):
+        if value in settings.prompts:
+            value = settings.prompts[value]
+        elif value and value[-1].isalnum() and value not in settings.prompts.values():
+            value = None
+    if not isinstance(value, str):
+        names = ", ".join(map(repr, settings.prompts)) or "it has none"
+        raise UsageError(
+            "option-value",
+            f"{option} must be a text that ends in a space or a mark, or a name of the checkpoint's prompts ({names})",
+            value=value,
+            fix=f'set {option} to such a text, e.g. "query: ", or to a name',
+        )
+    if value and not settings.pools_prompt:
+        raise UsageError(
+            "option-value",
+            f"{option}: the checkpoint leaves prompts out of its pooling, which this version cannot do",
+            value=value,
+            fix=f'leave {option} out, or set {option} to ""',
+        )
+    return value
+
+
 def _read_limit(folder: Path) -> tuple[int | None, bool]:
     """The length limit, which may be lower than the model's and the tokenizer's, and whether texts are lower-cased."""
     path = next((path for name in _LIMIT_FILES if (path := folder / name).exists()), folder / _LIMIT_FILES[0])
@@ -105,7 +133,7 @@ def _read_prompts(path: Path) -> tuple[str, dict[str, str]]:
 
 
 def _read_modules(folder: Path, prompt: str) -> tuple[Pooling, bool, bool]:
-    """Pooling, normalisation and whether prompts are pooled, from `modules.json`; without that file, the mean of the token vectors as it is."""
+    """Pooling, normalisation and whether prompts are pooled, from `modules.json`; without that file, the plain mean."""
     listing = folder / "modules.json"
     modules = _read_json(listing, default=[])
     if not isinstance(modules, list) or not all(isinstance(module, dict) for module in modules):

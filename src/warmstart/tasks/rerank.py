@@ -219,7 +219,7 @@ class Rerank:
 def _passages(row: Row) -> list[str]:
     """A row's passages. Raises DataError "field-missing", "field-not-text" or "passages-empty" with its place."""
     value = row.get("passages")
-    found = list(value) if isinstance(value, list | tuple | np.ndarray) else [text_of(row, "passages")]
+    found: list[Any] = list(value) if isinstance(value, list | tuple | np.ndarray) else [text_of(row, "passages")]
     where = dataclasses.replace(row.where, field="passages")
     for passage in found:
         if not isinstance(passage, str):
@@ -241,8 +241,8 @@ def _labels(row: Row) -> list[float]:
     """A row's labels, one a passage."""
     where = dataclasses.replace(row.where, field="labels")
     value, passages = row.get("labels"), _passages(row)
-    several = isinstance(value, list | tuple | np.ndarray)
-    labels = [number(label, where) for label in (value if several else [value])]
+    given: list[Any] = list(value) if isinstance(value, list | tuple | np.ndarray) else [value]
+    labels = [number(label, where) for label in given]
     if len(labels) != len(passages):
         raise DataError(
             "labels-count",

@@ -12,9 +12,9 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from warmstart.errors import CheckpointError, DataError, UsageError
+from warmstart.errors import CheckpointError, UsageError
 from warmstart.features import Array, Batch, Feature, Pad
-from warmstart.rows import Field, Row, number
+from warmstart.rows import Field, Row
 from warmstart.tasks.contract import Scores, checked_options, for_score, text_of
 from warmstart.tasks.embedding_objectives import (
     CoSent,
@@ -25,28 +25,11 @@ from warmstart.tasks.embedding_objectives import (
     Triplet,
     Vectors,
 )
-from warmstart.tasks.embedding_settings import EmbeddingSettings, Pooling, read_settings, write_settings
+from warmstart.tasks.embedding_rows import FIELDS, TEXTS, merge_windows, scores_of
+from warmstart.tasks.embedding_settings import EmbeddingSettings, Pooling, choose_prompt, read_settings, write_settings
 from warmstart.tokenization import Tokenizer
 
 log = logging.getLogger("warmstart")
-
-# The texts a row may have: `slot` 0, 1 and 2 of a feature.
-TEXTS = ("text", "text_pair", "negative")
-
-# Column names that data sets use for the two texts of a pair, side by side.
-_PAIRS = (
-    ("sentence1", "sentence2"),
-    ("anchor", "positive"),
-    ("query", "positive"),
-    ("query", "passage"),
-    ("query", "document"),
-    ("query", "answer"),
-    ("question", "answer"),
-    ("premise", "hypothesis"),
-    ("text_a", "text_b"),
-    ("question1", "question2"),
-)
-_FIRST = tuple(dict.fromkeys(first for first, _ in _PAIRS))
 
 
 @dataclass(frozen=True)
@@ -94,27 +77,7 @@ class Embedding:
     auto_class: ClassVar[str] = "AutoModel"
     trainable: ClassVar[bool] = True
     prediction: ClassVar[type[SentenceEmbedding]] = SentenceEmbedding
-    fields: ClassVar[tuple[Field, ...]] = (
-        Field("text", ("sentence", "content", "review", "tweet", *_FIRST), doc="the text", text=True),
-        Field(
-            "text_pair",
-            tuple(second for _, second in _PAIRS),
-            required=False,
-            partner="text",
-            partner_aliases=tuple(first for first, _ in _PAIRS),
-            doc="a text to compare it with; needed to train",
-            text=True,
-        ),
-        Field("negative", ("hard_negative",), required=False, doc="a text that is to be far from it", text=True),
-        Field(
-            "score",
-            ("similarity_score", "similarity", "label"),
-            required=False,
-            target=True,
-            optional=True,
-            doc="how similar the pair is",
-        ),
-    )
+    fields: ClassVar[tuple[Field, ...]] = FIELDS
     option_names: ClassVar[tuple[str, ...]] = (
         "long_text", "stride", "objective", "scale", "margin", "max_score", "prompt", "pair_prompt",
     )  # fmt: skip
@@ -136,7 +99,7 @@ class Embedding:
     ) -> Embedding:
         settings = read_settings(folder)
         given = {name: options[name] for name in ("prompt", "pair_prompt") if name in options}
-        asked = {name: _prompt(name, value, settings) for name, value in given.items()}
+        asked = {name: choose_prompt(name, value, settings) for name, value in given.items()}
         known = {
             "long_text": ("truncate", "windows"),
             "stride": (int,),
@@ -169,7 +132,7 @@ class Embedding:
 
         Raises DataError "score-missing", "field-missing" or "target-not-number", UsageError "objective-without-data".
         """
-        scores = _scores(rows)
+        scores = scores_of(rows)
         objective = self.objective
         if objective == "auto":
             objective = "in-batch-negatives" if scores is None else "cosine"
@@ -205,7 +168,7 @@ class Embedding:
 
     def encode(self, rows: Sequence[Row], *, train: bool = False) -> Iterator[Feature]:
         """To train, every row needs a `text_pair`; scores stand in all rows or in none."""
-        scores = _scores(rows) if train else None
+        scores = scores_of(rows) if train else None
         places = [(i, slot) for i, row in enumerate(rows) for slot in self._slots(row, train=train)]
         texts = [self._text(rows[i], slot) for i, slot in places]
         stride = self.stride if self.long_text == "windows" else None
@@ -235,12 +198,13 @@ class Embedding:
 
     def loss(self, outputs: Mapping[str, Any], batch: Batch) -> tuple[Any, Any]:
         """One loss a row, in the order of the rows in the batch; each row weighs 1."""
-        texts, slots, vectors = _merge(batch.features, outputs["embedding"])
+        texts, slots, vectors = merge_windows(batch.features, outputs["embedding"])
         chosen = [[k for k, slot in enumerate(slots) if slot == wanted] for wanted in range(3)]
         scores = None
         if "score" in batch.targets:
             scores = batch.targets["score"][[texts[k] for k in chosen[0]]].to(vectors.dtype) / self.max_score
-        losses = self._objective(scored=scores is not None).loss(Vectors(*(vectors[k] for k in chosen), scores))
+        first, second, negatives = (vectors[k] for k in chosen)
+        losses = self._objective(scored=scores is not None).loss(Vectors(first, second, negatives, scores))
         return losses, losses.new_ones(len(losses))
 
     def decode(
@@ -262,7 +226,7 @@ class Embedding:
 
         A row's `loss` is the squared error of its cosine; without scores, the objective's loss of all rows together.
         """
-        scores = _scores(rows)
+        scores = scores_of(rows)
         wanted = None if scores is None else scores / self._highest(scores)
         first = np.array([prediction.embedding for prediction in predictions], dtype=np.float32)
         second = np.stack([prediction.others[1] for prediction in predictions])
@@ -321,65 +285,6 @@ class Embedding:
             return states.masked_fill(weights == 0, float("-inf")).amax(dim=1)
         counts = weights.sum(dim=1).clamp(min=1e-9)
         return (states * weights).sum(dim=1) / (counts.sqrt() if self.pooling == "mean_sqrt_len" else counts)
-
-
-def _merge(features: Sequence[Feature], vectors: Any) -> tuple[list[int], list[int], Any]:
-    """The texts of a batch: the position of each one's first feature, its slot, and its vector (texts, H).
-
-    The windows of a text are averaged, each weighted by its tokens, as `decode` does.
-    """
-    groups: dict[tuple[int, int], list[int]] = {}
-    for i, feature in enumerate(features):
-        groups.setdefault((feature.row, feature.meta["slot"]), []).append(i)
-    members = list(groups.values())
-    if len(members) < len(features):
-        shares = np.zeros((len(members), len(features)), dtype=np.float32)
-        for text, pieces in enumerate(members):
-            lengths = [features[i].length for i in pieces]
-            shares[text, pieces] = np.array(lengths) / sum(lengths)
-        vectors = vectors.new_tensor(shares) @ vectors
-    return [pieces[0] for pieces in members], [slot for _, slot in groups], vectors
-
-
-def _scores(rows: Sequence[Row]) -> Array | None:
-    """The rows' scores (N,), or None if no row has one."""
-    there = [row.get("score") is not None for row in rows]
-    if not any(there):
-        return None
-    wheres = [dataclasses.replace(row.where, field="score") for row in rows]
-    if not all(there):
-        raise DataError(
-            "score-missing",
-            "some rows have a score, and this one has none",
-            where=wheres[there.index(False)],
-            fix="give every row a score, or none",
-        )
-    return np.array([number(row["score"], where) for row, where in zip(rows, wheres, strict=True)], dtype=np.float64)
-
-
-def _prompt(option: str, value: Any, settings: EmbeddingSettings) -> str:
-    """A prompt by its name in the checkpoint, or as it stands; a bare word is no prompt but a name mistyped."""
-    if isinstance(value, str):
-        if value in settings.prompts:
-            value = settings.prompts[value]
-        elif value and value[-1].isalnum() and value not in settings.prompts.values():
-            value = None
-    if not isinstance(value, str):
-        names = ", ".join(map(repr, settings.prompts)) or "it has none"
-        raise UsageError(
-            "option-value",
-            f"{option} must be the name of a prompt of the checkpoint ({names}), or a text that ends in a space or mark",
-            value=value,
-            fix=f'set {option} to such a text, e.g. "query: ", or to a name',
-        )
-    if value and not settings.pools_prompt:
-        raise UsageError(
-            "option-value",
-            f"{option}: the checkpoint leaves prompts out of its pooling, which this version cannot do",
-            value=value,
-            fix=f'leave {option} out, or set {option} to ""',
-        )
-    return value
 
 
 def _cosine(first: Array, second: Array) -> float:

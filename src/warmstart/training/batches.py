@@ -79,7 +79,7 @@ def make_batches(
 ) -> Batches[Batch]:
     """Encode rows once and plan them into batches for the loop.
 
-    Raises UsageError "batch-limit" or "rows-coupled"; DataError for a row without a usable text or label, with its place.
+    Raises UsageError "batch-limit" or "rows-coupled"; DataError for a row without a usable text or label, at its place.
     """
     for name, limit in (("batch_size", batch_size), ("max_tokens", max_tokens)):
         if limit is not None and limit < 1:
