@@ -266,8 +266,8 @@ def test_the_command_line_is_the_library(loaded: Loaded, tmp_path: Path, capsys:
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     expected = dicts(loaded.pipe(rows))
     assert [{name: line[name] for name in expected[0]} for line in lines] == expected
-    kept = [{name: line[f"input_{name}" if name in expected[0] else name] for name in rows[0]} for line in lines]
-    assert kept == [{name: row.get(name) for name in rows[0]} for row in rows]
+    for line, row in zip(lines, rows, strict=True):
+        assert {name: line[f"input_{name}" if name in expected[0] else name] for name in row} == row
 
 
 def test_a_task_imports_neither_torch_nor_transformers() -> None:

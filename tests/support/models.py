@@ -9,9 +9,23 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    PreTrainedTokenizerFast,
+)
 from transformers.utils import logging as transformers_logging
 
+_LABELLED = ("classification", "tokens")
+_HEADS = {
+    "base": AutoModel,
+    "classification": AutoModelForSequenceClassification,
+    "question-answering": AutoModelForQuestionAnswering,
+    "tokens": AutoModelForTokenClassification,
+}
 FAMILIES = ("bert", "distilbert", "roberta", "modernbert", "gpt2")
 POSITIONS = 128  # tokens a text may have, in every family
 
@@ -34,9 +48,9 @@ _SIZES: dict[str, dict[str, Any]] = {
 def tiny_checkpoint(
     root: Path, family: str, head: str = "classification", labels: Sequence[str] = ("NEGATIVE", "POSITIVE")
 ) -> Path:
-    """A checkpoint folder below `root`: `family` of FAMILIES, `head` "classification" or "base". Made once per call
+    """A checkpoint folder below `root`: `family` of FAMILIES, `head` of _HEADS. Made once per call
     with the same arguments. The GPT-2 one has no padding token, as the real one."""
-    folder = root / f"{family}-{head}-{'-'.join(labels) if head == 'classification' else 'none'}"
+    folder = root / f"{family}-{head}-{'-'.join(labels) if head in _LABELLED else 'none'}"
     if folder.is_dir():
         return folder
     tokenizer = tiny_tokenizer(family)
@@ -46,12 +60,11 @@ def tiny_checkpoint(
         **_SIZES[family],
         **_positions(family),
         **_token_ids(tokenizer, family),
-        **(_label_tables(labels) if head == "classification" else {}),
+        **(_label_tables(labels) if head in _LABELLED else {}),
     )
-    auto = AutoModelForSequenceClassification if head == "classification" else AutoModel
     with torch.random.fork_rng(devices=[]):
         torch.random.default_generator.manual_seed(0)
-        model = auto.from_config(config, dtype=torch.float32)
+        model = _HEADS[head].from_config(config, dtype=torch.float32)
     transformers_logging.disable_progress_bar()
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -34,7 +34,7 @@ def match_columns(
 
     A pin wins. Otherwise a column's exact name, first the field's own, then its aliases in order of preference; then
     the same without regard to case, spaces, hyphens and underscores. A column serves one field only. Target fields
-    are matched only with `targets`. A required field may be absent where the field that stands `instead` of it is there.
+    are matched only with `targets`. A required field may be absent where the one that stands `instead` of it is there.
 
     Raises `DataError` "column-missing" for a pinned column that is not there and for a required field that no column
     fits; it lists the columns and names near ones.

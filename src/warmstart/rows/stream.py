@@ -104,7 +104,8 @@ class RowStream:
         if self.skipped and not quiet:
             _log.warning("%s: %d rows were skipped, %d read", self.source, self.skipped, count)
         if self.left_out and not quiet:
-            _log.warning("%s: %d rows that nobody has labelled were left out, %d read", self.source, self.left_out, count)
+            said = "%s: %d rows that nobody has labelled were left out, %d read"
+            _log.warning(said, self.source, self.left_out, count)
         if not count and not quiet:
             _log.warning("%s: there are no rows", self.source)
 

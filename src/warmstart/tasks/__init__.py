@@ -20,6 +20,7 @@ from warmstart.tasks.rerank import Rerank
 from warmstart.tasks.sentence_embedding import Embedding
 from warmstart.tasks.text_classification import TextClassification
 from warmstart.tasks.token_classification import TokenClassification
+from warmstart.tasks.zero_shot_classification import ZeroShotClassification
 
 TASKS: Mapping[str, type[Task]] = {
     "text-classification": TextClassification,
@@ -27,6 +28,8 @@ TASKS: Mapping[str, type[Task]] = {
     "question-answering": QuestionAnswering,
     "sentence-embedding": Embedding,
     "rerank": Rerank,
+    "zero-shot-classification": ZeroShotClassification,
+    "fill-mask": FillMask,
 }
 
 # Names that transformers' `pipeline(...)` and older habits use.
