@@ -51,6 +51,16 @@ class Pack:
             start += rows * length
         return found
 
+    def firsts(self) -> Tensor:
+        """Where each row's first token stands in the pack: (rows with tokens,)."""
+        starts = [start + row * length for start, rows, length in self.blocks() for row in range(rows)]
+        return torch.tensor(starts, device=self.index.device)
+
+    def of_firsts(self) -> Pack:
+        """The pack of each row's first token alone."""
+        firsts = self.firsts()
+        return Pack(self.index[firsts], self.rows, self.width, ((len(firsts), 1),))
+
     def boundaries(self) -> Tensor:
         """Where each row starts in the pack, and the end: int32 of shape (rows with tokens + 1,)."""
         lengths = [length for rows, length in self.runs for _ in range(rows)]

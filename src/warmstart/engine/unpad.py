@@ -30,6 +30,7 @@ from transformers import PreTrainedModel
 
 from warmstart.engine import packed_attention
 from warmstart.engine.by_length import ByLength
+from warmstart.engine.first_token import FirstTokenLayer, reads_first_token_alone
 from warmstart.engine.packing import Pack
 from warmstart.errors import UsageError
 
@@ -83,6 +84,11 @@ def unpad(model: nn.Module) -> nn.Module:
     for base in _bases(model):
         if not is_unpadded(base):
             _install(base)
+    for head in _first_token_heads(model):
+        if not _asks_first_token(head):
+            head.register_forward_pre_hook(_AskFirstToken(), with_kwargs=True)
+            last = head.base_model.encoder.layer[-1]
+            last.forward = FirstTokenLayer(last.forward)
     return model
 
 
@@ -102,12 +108,12 @@ def pad(model: nn.Module) -> nn.Module:
     """
     for module in model.modules():
         for hooks, with_kwargs in _hook_tables(module):
-            for key in [key for key, hook in hooks.items() if isinstance(hook, _BeforeBase | _BeforeStack | _After)]:
+            for key in [key for key, hook in hooks.items() if isinstance(hook, _HOOKS)]:
                 if isinstance(hook := hooks.pop(key), _BeforeBase):
                     assert isinstance(module, PreTrainedModel)
                     module.set_attn_implementation(hook.attention)
                 with_kwargs.pop(key, None)
-        if isinstance(module.__dict__.get("forward"), ByLength):
+        if isinstance(module.__dict__.get("forward"), ByLength | FirstTokenLayer):
             del module.forward
     return model
 
@@ -153,6 +159,14 @@ def _bases(model: nn.Module) -> list[PreTrainedModel]:
     return [m for m in model.modules() if isinstance(m, PreTrainedModel) and m.base_model is m]
 
 
+def _first_token_heads(model: nn.Module) -> list[PreTrainedModel]:
+    return [m for m in model.modules() if isinstance(m, PreTrainedModel) and reads_first_token_alone(m)]
+
+
+def _asks_first_token(head: PreTrainedModel) -> bool:
+    return any(isinstance(hook, _AskFirstToken) for hook in head._forward_pre_hooks.values())
+
+
 def _hook_tables(module: nn.Module) -> list[tuple[dict[int, Any], dict[int, Any]]]:
     return [
         (module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs),
@@ -176,6 +190,15 @@ def _install(base: PreTrainedModel) -> None:
         stack.register_forward_hook(_After(), with_kwargs=True)
 
 
+class _AskFirstToken:
+    """Tells the base model, in the call's keyword arguments, that this head reads the first tokens alone."""
+
+    def __call__(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return args, kwargs | {"first_token_only": True}
+
+
 @dataclass(frozen=True)
 class _BeforeBase:
     """Decides whether a call is packed, and puts the pack among its keyword arguments."""
@@ -185,18 +208,19 @@ class _BeforeBase:
 
     def __call__(
         self, module: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         given = dict(zip(_parameters(module.__class__), args, strict=False)) | kwargs
-        mask = _usable_mask(module, given)
+        first_token_only = given.pop("first_token_only", False)
+        mask = _usable_mask(module, given, full_too=first_token_only)
         if mask is None:
-            return None
+            return (), given
         if self.whole:
             if _keeps_cache(module, given):
-                return None
+                return (), given
             return (), _packed_inputs(given, Pack.of(mask)) | {"use_cache": False}
         # ESM's embeddings read the mask; the others pass it on to an attention that no longer needs it.
         needed = {} if module.config.model_type == "esm" else {"attention_mask": None}
-        return (), given | needed | {"pack": Pack.of(mask)}
+        return (), given | needed | {"pack": Pack.of(mask), "first_token_only": first_token_only}
 
 
 class _BeforeStack:
@@ -224,14 +248,19 @@ class _After:
         pack = kwargs.get("pack")
         if pack is None:
             return None
+        if kwargs.get("first_token_only"):
+            pack = pack.of_firsts()
         if isinstance(output, tuple):
             return (pack.unpack(output[0]), *output[1:])
         output["last_hidden_state"] = pack.unpack(output["last_hidden_state"])
         return output
 
 
-def _usable_mask(module: PreTrainedModel, given: Mapping[str, Any]) -> Tensor | None:
-    """The mask by which this call is packed, or None where it runs as it is."""
+_HOOKS = (_AskFirstToken, _BeforeBase, _BeforeStack, _After)
+
+
+def _usable_mask(module: PreTrainedModel, given: Mapping[str, Any], full_too: bool) -> Tensor | None:
+    """The mask by which this call is packed, or None where it runs as it is: `full_too`, also if it hides nothing."""
     mask = given.get("attention_mask")
     inputs = given.get("input_ids") if given.get("input_ids") is not None else given.get("inputs_embeds")
     if not isinstance(mask, Tensor) or inputs is None or mask.shape != inputs.shape[:2]:
@@ -245,8 +274,10 @@ def _usable_mask(module: PreTrainedModel, given: Mapping[str, Any]) -> Tensor | 
         return None
     if config.output_attentions or config.output_hidden_states:
         return None
-    kept = int(mask.count_nonzero())
-    return None if kept in (0, mask.numel()) else mask
+    # Poolers and classifiers of encoders read position 0, whatever stands there.
+    if module.config.model_type in (*STACKS, "modernbert") and not mask[:, 0].all():
+        return None
+    return mask if full_too or not mask.all() else None
 
 
 def _keeps_cache(module: PreTrainedModel, given: Mapping[str, Any]) -> bool:

@@ -1,0 +1,74 @@
+"""The last layer of a classifier, for the rows' first tokens alone.
+
+A head that reads the first token leaves the rest of the last layer unread: its queries, its output projection and its
+feed-forward network need one token a row, and only keys and values need all. The result is the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from warmstart.engine.packing import Pack
+
+# Classes whose forward reads nothing of the encoder but the first token, and whose layers are built as BERT's are.
+HEADS = frozenset(
+    {
+        "BertForSequenceClassification",
+        "CamembertForSequenceClassification",
+        "Data2VecTextForSequenceClassification",
+        "ElectraForSequenceClassification",
+        "ErnieForSequenceClassification",
+        "RobertaForSequenceClassification",
+        "XLMRobertaForSequenceClassification",
+    }
+)
+
+
+@dataclass(frozen=True)
+class FirstTokenLayer:
+    """Stands in for the `forward` of a BERT layer: (1, T, H) → (1, B, H) where the call asks for first tokens alone."""
+
+    forward: Callable[..., Tensor]  # the layer's own, bound to it
+
+    def __call__(
+        self, hidden_states: Tensor, attention_mask: Tensor | None = None, *args: Any, **kwargs: Any
+    ) -> Tensor:
+        if not kwargs.get("first_token_only"):
+            return self.forward(hidden_states, attention_mask, *args, **kwargs)
+        layer: Any = self.forward.__self__  # type: ignore[attr-defined]
+        pack: Pack = kwargs["pack"]
+        first = hidden_states.index_select(1, pack.firsts())
+        attended = _attend(layer.attention.self, first[0], hidden_states[0], pack)
+        output: Tensor = layer.feed_forward_chunk(layer.attention.output(attended[None], first))
+        return output
+
+
+def _attend(attention: Any, first: Tensor, hidden: Tensor, pack: Pack) -> Tensor:
+    """Queries of (B, H), keys and values of (T, H) → (B, H)."""
+    width = attention.attention_head_size
+    query, key, value = (
+        project(states).unflatten(-1, (-1, width))
+        for project, states in ((attention.query, first), (attention.key, hidden), (attention.value, hidden))
+    )
+    outputs, row = [], 0
+    for start, rows, length in pack.blocks():
+        end = start + rows * length
+        q = query[row : row + rows, :, None]  # (rows, heads, 1, d)
+        k, v = (t[start:end].unflatten(0, (rows, length)).transpose(1, 2) for t in (key, value))
+        weights = (q * attention.scaling @ k.transpose(-1, -2)).softmax(-1)
+        weights = F.dropout(weights, attention.dropout.p, attention.training)
+        outputs.append((weights @ v).flatten(1))
+        row += rows
+    return torch.cat(outputs)
+
+
+def reads_first_token_alone(model: nn.Module) -> bool:
+    """Whether `model` is one of `HEADS`, of transformers itself: a subclass may read more."""
+    kind = type(model)
+    return kind.__name__ in HEADS and kind.__module__.startswith("transformers.models.")
