@@ -12,6 +12,7 @@ from warmstart.errors import WarmstartError
 from warmstart.features import Array, Batch, Feature
 from warmstart.rows import Row
 from warmstart.tasks import Task
+from warmstart.tasks.contract import NeedsModel
 
 # Padded tokens a batch may hold. Beyond this a CPU gains nothing and a GPU little for encoders of common size.
 MAX_TOKENS = 4096
@@ -60,6 +61,13 @@ def predict(
                 yield task.decode(row, [features[i] for i in members], found)
                 done += 1
         assert done == len(window), "encode gives every row a feature"
+
+
+def prepare(task: Task, runtime: Runtime) -> Task:
+    """The task with what it computes once with its model, such as the vectors of its labels; most compute nothing."""
+    if not isinstance(task, NeedsModel):
+        return task
+    return task.prepare(lambda features: run_features(task, runtime, features, max_tokens=MAX_TOKENS))
 
 
 def run_features(

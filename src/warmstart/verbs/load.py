@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from warmstart.checkpoints import Verified, find, load_model, load_tokenizer, verify
-from warmstart.engine import resolve_device, torch_runtime
+from warmstart.engine import prepare, resolve_device, torch_runtime
 from warmstart.errors import CheckpointError, UsageError, did_you_mean
 from warmstart.pipeline import Pipeline
 from warmstart.tasks import TASKS, Task, find_task
@@ -60,12 +60,14 @@ def load(
     if labels is not None:
         made = made.with_labels(tuple(labels))
         fresh_head = made.head()
-    model = load_model(verified, auto_class=kind.auto_class, dtype=dtype, fresh_head=fresh_head)
+    # What `made` is may depend on the checkpoint: zero-shot classification is done with a head or without.
+    model = load_model(verified, auto_class=made.auto_class, dtype=dtype, fresh_head=fresh_head)
+    runtime = torch_runtime(model, made, device=device)
     return Pipeline(
         model=model,
         tokenizer=tokenizer,
-        task=made,
-        runtime=torch_runtime(model, made, device=device),
+        task=prepare(made, runtime),
+        runtime=runtime,
         name=str(name),
         notes=verified.findings,
     )
