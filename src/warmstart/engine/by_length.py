@@ -15,24 +15,23 @@ class ByLength:
     """Stands in for a stack's `forward(hidden_states, attention_mask, …)`.
 
     Rows of equal length go through together, without padding. Worth its many small steps on a CPU only; elsewhere, and
-    where a mask has holes, the padded batch goes through as it is.
+    where a mask has holes or hides a row's first position, which poolers read, the padded batch goes through as it is.
     """
 
     forward: Callable[..., Any]  # the stack's own
 
     def __call__(self, hidden_states: Tensor, attention_mask: Tensor | None = None, **others: Any) -> Any:
-        kept = None if attention_mask is None else _kept(attention_mask)
-        if kept is None or not _worth_it(hidden_states, kept, others):
+        if attention_mask is None or not _worth_it(hidden_states, others):
             return self.forward(hidden_states, attention_mask, **others)
-        assert attention_mask is not None
+        kept = _kept(attention_mask)
+        if kept is None or kept.shape != hidden_states.shape[:2] or not _pads_right_alone(kept):
+            return self.forward(hidden_states, attention_mask, **others)
         rows, width = kept.shape
-        lengths, starts = kept.sum(1), kept.int().argmax(1)
+        lengths = kept.sum(1)
         outputs, indexes = [], []
         for length in lengths.unique().tolist():
-            if not length:
-                continue
             members = (lengths == length).nonzero()[:, 0]
-            index = (members[:, None] * width + starts[members, None] + torch.arange(length)).flatten()
+            index = (members[:, None] * width + torch.arange(length)).flatten()
             same = hidden_states.flatten(0, 1)[index].unflatten(0, (len(members), length))
             outputs.append(self.forward(same, _all_kept(attention_mask, len(members), length), **others))
             indexes.append(index)
@@ -40,8 +39,11 @@ class ByLength:
 
 
 def _kept(mask: Tensor) -> Tensor | None:
-    """(B, S) booleans from a mask of (B, S), or from an additive or boolean one of (B, 1, 1 or S, S)."""
+    """(B, S) booleans from a mask of (B, S), or from an additive or boolean one of (B, 1, 1 or S, S) that hides the
+    same keys from every query; None from any other."""
     if mask.ndim == 4:
+        if mask.shape[1] > 1 or (mask != mask[:, :, :1]).any():
+            return None
         mask = mask[:, 0, 0]
         return mask if mask.dtype == torch.bool else mask >= 0
     return mask.bool() if mask.ndim == 2 else None
@@ -51,15 +53,16 @@ def _all_kept(mask: Tensor, rows: int, length: int) -> Tensor | None:
     return mask.new_ones(rows, length) if mask.ndim == 2 else None
 
 
-def _worth_it(hidden_states: Tensor, kept: Tensor, others: dict[str, Any]) -> bool:
-    if hidden_states.device.type != "cpu" or kept.shape != hidden_states.shape[:2] or kept.all():
+def _worth_it(hidden_states: Tensor, others: dict[str, Any]) -> bool:
+    if hidden_states.device.type != "cpu" or torch.compiler.is_compiling() or torch.jit.is_tracing():
         return False
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or others.get("output_attentions"):
-        return False
-    if others.get("query_states") is not None or others.get("relative_pos") is not None:
-        return False
-    edges = kept.int().diff(dim=1, prepend=torch.zeros(len(kept), 1, dtype=torch.int32)) == 1
-    return bool((edges.sum(1) <= 1).all())  # each row's tokens stand together
+    return not others.get("output_attentions") and others.get("query_states") is others.get("relative_pos") is None
+
+
+def _pads_right_alone(kept: Tensor) -> bool:
+    """Whether there is padding, and every row begins with a token and has none after its first padding."""
+    right_padded = torch.arange(kept.shape[1]) < kept.sum(1, keepdim=True)
+    return bool(kept[:, 0].all() and (kept == right_padded).all() and not kept.all())
 
 
 def _merged(outputs: list[Any], index: Tensor, rows: int, width: int) -> Any:

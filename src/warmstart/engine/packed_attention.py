@@ -7,7 +7,10 @@ of equal length; on a GPU torch's variable-length flash attention, or SDPA on a 
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -15,17 +18,31 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+from transformers.masking_utils import AttentionMaskInterface, eager_mask, sdpa_mask
 
 from warmstart.engine.packing import Pack
 
 NAME = "warmstart_unpadded"  # as configs name it
+_EAGER = "warmstart_unpadded_eager"  # the same for models whose own attention is eager, which can return its weights
+NAMES = (NAME, _EAGER)
 
 
 def register() -> None:
-    """Tell transformers about the function. Any number of calls is one."""
+    """Tell transformers about the functions. Any number of calls is one."""
     AttentionInterface.register(NAME, packed_attention)
     AttentionMaskInterface.register(NAME, sdpa_mask)
+    AttentionInterface.register(_EAGER, _packed_or_eager)
+    AttentionMaskInterface.register(_EAGER, eager_mask)
+
+
+def name_beside(own: str) -> str:
+    """The name for a model whose own implementation is `own`. (A call without a pack runs as eager, or as SDPA.)"""
+    return _EAGER if own == "eager" else NAME
+
+
+def own_name(name: str) -> str:
+    """A model's own implementation by what its config names, which is ours where it shares an unpadded one's config."""
+    return {NAME: "sdpa", _EAGER: "eager"}.get(name, name)
 
 
 def packed_attention(
@@ -57,9 +74,26 @@ def packed_attention(
     )
     if query.device.type == "cpu":
         return _by_runs(call, query, key, value, pack), None
-    if _varlen_can(call, query, key):
+    if _varlen_can(call, query):
         return _varlen(call, query, key, value, pack), None
     return _padded_block(call, query, key, value, pack), None
+
+
+def _packed_or_eager(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    pack: Pack | None = None,
+    **others: Any,
+) -> tuple[Tensor, Tensor | None]:
+    if pack is not None:
+        return packed_attention(module, query, key, value, attention_mask, pack=pack, **others)
+    # What the layer's own code would have called: its file's function of this name.
+    eager = inspect.unwrap(type(module).forward).__globals__["eager_attention_forward"]
+    output: tuple[Tensor, Tensor] = eager(module, query, key, value, attention_mask, **others)
+    return output
 
 
 @dataclass(frozen=True)
@@ -116,18 +150,32 @@ def _with_dropout(call: _Call, query: Tensor, key: Tensor, value: Tensor) -> Ten
     return (weights @ value).transpose(1, 2)
 
 
-def _varlen_can(call: _Call, query: Tensor, key: Tensor) -> bool:
+def _varlen_can(call: _Call, query: Tensor) -> bool:
     half = query.dtype in (torch.float16, torch.bfloat16)
-    flash = half and query.shape[-1] <= 256 and query.shape[-1] % 8 == 0
-    return flash and query.device.type == "cuda" and not call.dropout and torch.cuda.get_device_capability() >= (8, 0)
+    flash = half and query.shape[-1] <= 256 and query.shape[-1] % 8 == 0 and not call.dropout
+    if not flash or query.device.type != "cuda" or torch.cuda.get_device_capability(query.device) < (8, 0):
+        return False
+    return _varlen_attention() is not None
+
+
+@lru_cache(maxsize=1)
+def _varlen_attention() -> Callable[..., Tensor] | None:
+    """torch's own, where it has all we ask of it: torch 2.10 has it without scale and window, 2.11 without GQA."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return None
+    function: Callable[..., Tensor] = varlen_attn
+    complete = {"scale", "window_size", "enable_gqa"} <= inspect.signature(function).parameters.keys()
+    return function if complete else None
 
 
 def _varlen(call: _Call, query: Tensor, key: Tensor, value: Tensor, pack: Pack) -> Tensor:
-    from torch.nn.attention.varlen import varlen_attn  # not in every torch we accept
-
+    attend = _varlen_attention()
+    assert attend is not None
     boundaries, longest = pack.boundaries(), pack.runs[0][1]
     reach = -1 if call.window is None else call.window - 1
-    output = varlen_attn(
+    output = attend(
         query[0].transpose(0, 1),
         key[0].transpose(0, 1),
         value[0].transpose(0, 1),
@@ -150,6 +198,7 @@ def _padded_block(call: _Call, query: Tensor, key: Tensor, value: Tensor, pack: 
     if band is None and call.causal:
         band = torch.ones(pack.width, pack.width, dtype=torch.bool, device=query.device).tril()
     if band is not None:
-        mask = mask & band
+        # A padding token that saw nothing would be NaN, and with it the gradients of its row's keys.
+        mask = mask & band | ~kept[:, None, :, None]
     q, k, v = (pack.unpack(tensor.transpose(1, 2)).transpose(1, 2) for tensor in (query, key, value))
     return pack.pack(call.dense(q, k, v, mask))

@@ -17,20 +17,18 @@ BERT Model".
 
 from __future__ import annotations
 
-import inspect
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any
+from typing import Any, TypeGuard
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
 from warmstart.engine import packed_attention
 from warmstart.engine.by_length import ByLength
 from warmstart.engine.first_token import FirstTokenLayer, reads_first_token_alone
+from warmstart.engine.packed_call import by_name, packed_inputs, usable_mask
 from warmstart.engine.packing import Pack
 from warmstart.errors import UsageError
 
@@ -54,9 +52,6 @@ STACKS: Mapping[str, str] = {
 WHOLE = frozenset({"gemma", "gemma3_text", "gpt2", "llama", "mistral", "modernbert", "qwen2", "qwen3"})
 BY_LENGTH: Mapping[str, str] = {"deberta": "encoder", "deberta-v2": "encoder", "mpnet": "encoder"}
 
-# Where one of these is given, the stock path is the only right one.
-_STOCK_ONLY = ("past_key_values", "encoder_hidden_states", "output_attentions", "output_hidden_states")
-
 
 def unpad(model: nn.Module) -> nn.Module:
     """Make `model` padding-free, in place, and return it. Same class, parameters and state dict; `pad` undoes it.
@@ -64,8 +59,9 @@ def unpad(model: nn.Module) -> nn.Module:
     `model` is a transformers model, or a module that holds some (an adapter, a sentence-transformers model). Its
     outputs stay what they were to rounding, in eval and in training, for whatever the attention mask keeps; hidden
     states and logits *at* padding positions are those of zeros instead of noise. Calls that pass the mask in another
-    form than (B, S), a cache, or ask for attentions or hidden states run as before. A decoder runs padding-free where
-    it keeps no cache: with `use_cache=False`, or in training mode (whose output then has no cache).
+    form than (B, S), a cache, or ask for attentions, hidden states or a cache run as before; so does a batch in which
+    an encoder's row begins with padding, for heads read that position. A decoder gives no cache unless it is asked for
+    one by `use_cache=True`; only a model that generates keeps it, in eval mode, unless told `use_cache=False`.
 
     Raises UsageError "unpad-unsupported", which says why; `why_padded` asks without raising.
 
@@ -83,7 +79,8 @@ def unpad(model: nn.Module) -> nn.Module:
     packed_attention.register()
     for base in _bases(model):
         if not is_unpadded(base):
-            _install(base)
+            generates = any(m.can_generate() for m in model.modules() if _heads(m, base))
+            _install(base, generates)
     for head in _first_token_heads(model):
         if not _asks_first_token(head):
             head.register_forward_pre_hook(_AskFirstToken(), with_kwargs=True)
@@ -127,9 +124,15 @@ def why_padded(model: nn.Module) -> str | None:
         config = base.config
         if config.model_type not in (*STACKS, *WHOLE, *BY_LENGTH):
             return f"the architecture {config.model_type!r} is not among {', '.join(supported())}"
-        # Not every config has these two.
-        if config.model_type in STACKS and (vars(config).get("is_decoder") or vars(config).get("add_cross_attention")):
+        told = vars(config)  # not every config has each of these
+        if config.model_type in STACKS and (told.get("is_decoder") or told.get("add_cross_attention")):
             return f"it is a decoder of the encoder architecture {config.model_type!r}"
+        if not _is_stock(base):
+            return f"the code of {type(base).__name__} is not transformers' own"
+        if told.get("chunk_size_feed_forward"):
+            return "its feed-forward layers run in chunks (chunk_size_feed_forward), which need padded lengths"
+        if told.get("attn_logit_softcapping"):
+            return "it caps attention logits (attn_logit_softcapping)"
     return None
 
 
@@ -159,6 +162,18 @@ def _bases(model: nn.Module) -> list[PreTrainedModel]:
     return [m for m in model.modules() if isinstance(m, PreTrainedModel) and m.base_model is m]
 
 
+def _heads(module: nn.Module, base: PreTrainedModel) -> TypeGuard[PreTrainedModel]:
+    """Whether `module` is a transformers model with a head over `base`."""
+    return isinstance(module, PreTrainedModel) and module is not base and module.base_model is base
+
+
+def _is_stock(base: PreTrainedModel) -> bool:
+    """Whether the code that runs is transformers' own: others' architectures go by the name of BERT, too."""
+    stack = {**STACKS, **BY_LENGTH}.get(base.config.model_type)
+    parts = [base] if stack is None else [base, base.get_submodule(stack)]
+    return all(type(part).forward.__module__.startswith("transformers.models.") for part in parts)
+
+
 def _first_token_heads(model: nn.Module) -> list[PreTrainedModel]:
     return [m for m in model.modules() if isinstance(m, PreTrainedModel) and reads_first_token_alone(m)]
 
@@ -174,14 +189,24 @@ def _hook_tables(module: nn.Module) -> list[tuple[dict[int, Any], dict[int, Any]
     ]
 
 
-def _install(base: PreTrainedModel) -> None:
+def _install(base: PreTrainedModel, generates: bool) -> None:
     kind = base.config.model_type
     if kind in BY_LENGTH:
         stack = base.get_submodule(BY_LENGTH[kind])
         stack.forward = ByLength(stack.forward)
         return
-    base.register_forward_pre_hook(_BeforeBase(base.config._attn_implementation, kind in WHOLE), with_kwargs=True)
-    base.set_attn_implementation(packed_attention.NAME)
+    own = packed_attention.own_name(base.config._attn_implementation)
+    base.register_forward_pre_hook(
+        _BeforeBase(
+            own,
+            whole=kind in WHOLE,
+            generates=generates,
+            first_is_read=kind in (*STACKS, "modernbert"),
+            windowed=kind == "modernbert" or vars(base.config).get("sliding_window") is not None,
+        ),
+        with_kwargs=True,
+    )
+    base.set_attn_implementation(packed_attention.name_beside(own))
     if kind in WHOLE:
         base.register_forward_hook(_After(), with_kwargs=True)
     else:
@@ -205,22 +230,36 @@ class _BeforeBase:
 
     attention: str  # the implementation that `pad` gives back
     whole: bool
+    generates: bool
+    first_is_read: bool
+    windowed: bool
 
     def __call__(
         self, module: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        given = dict(zip(_parameters(module.__class__), args, strict=False)) | kwargs
+        given = by_name(module, args, kwargs)
         first_token_only = given.pop("first_token_only", False)
-        mask = _usable_mask(module, given, full_too=first_token_only)
+        mask = None
+        if not (self.whole and self._keeps_cache(module, given.get("use_cache"))):
+            mask = usable_mask(
+                module, given, full_too=first_token_only, first_is_read=self.first_is_read, windowed=self.windowed
+            )
         if mask is None:
             return (), given
         if self.whole:
-            if _keeps_cache(module, given):
-                return (), given
-            return (), _packed_inputs(given, Pack.of(mask)) | {"use_cache": False}
+            return (), packed_inputs(given, Pack.of(mask)) | {"use_cache": False}
         # ESM's embeddings read the mask; the others pass it on to an attention that no longer needs it.
         needed = {} if module.config.model_type == "esm" else {"attention_mask": None}
         return (), given | needed | {"pack": Pack.of(mask), "first_token_only": first_token_only}
+
+    def _keeps_cache(self, module: PreTrainedModel, asked: bool | None) -> bool:
+        if asked is not None:
+            return asked
+        return self.generates and bool(module.config.use_cache) and not module.training
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        packed_attention.register()  # a process that is sent a model may not have unpadded any
+        self.__dict__.update(state)
 
 
 class _BeforeStack:
@@ -257,53 +296,3 @@ class _After:
 
 
 _HOOKS = (_AskFirstToken, _BeforeBase, _BeforeStack, _After)
-
-
-def _usable_mask(module: PreTrainedModel, given: Mapping[str, Any], full_too: bool) -> Tensor | None:
-    """The mask by which this call is packed, or None where it runs as it is: `full_too`, also if it hides nothing."""
-    mask = given.get("attention_mask")
-    inputs = given.get("input_ids") if given.get("input_ids") is not None else given.get("inputs_embeds")
-    if not isinstance(mask, Tensor) or inputs is None or mask.shape != inputs.shape[:2]:
-        return None
-    # What is traced for export or compilation stays the stock graph, of any shape.
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
-        return None
-    config = module.config
-    wanted = (given.get(name) for name in _STOCK_ONLY)
-    if any(value is not None and value is not False for value in wanted):
-        return None
-    if config.output_attentions or config.output_hidden_states:
-        return None
-    # Poolers and classifiers of encoders read position 0, whatever stands there.
-    if module.config.model_type in (*STACKS, "modernbert") and not mask[:, 0].all():
-        return None
-    return mask if full_too or not mask.all() else None
-
-
-def _keeps_cache(module: PreTrainedModel, given: Mapping[str, Any]) -> bool:
-    if module.config.model_type == "modernbert":
-        return False
-    asked = given.get("use_cache")
-    return bool(module.config.use_cache and not module.training if asked is None else asked)
-
-
-def _packed_inputs(given: Mapping[str, Any], pack: Pack) -> dict[str, Any]:
-    """The call's arguments for (1, T): every token-wise tensor packed, positions spelled out."""
-    packed = dict(given)
-    for name in ("input_ids", "inputs_embeds", "token_type_ids"):
-        if given.get(name) is not None:
-            packed[name] = pack.pack(given[name])
-    positions = given.get("position_ids")
-    if positions is None:
-        positions = torch.arange(pack.width, device=pack.index.device)[None]
-    packed["position_ids"] = pack.pack(positions)
-    # A mask of four dimensions is passed on as it is; without any, transformers would build one of (T, T).
-    packed["attention_mask"] = torch.zeros(1, 1, 1, 1, dtype=torch.bool, device=pack.index.device)
-    packed["pack"] = pack
-    return packed
-
-
-@lru_cache(maxsize=64)
-def _parameters(kind: type) -> tuple[str, ...]:
-    """The names of forward's positional parameters."""
-    return tuple(inspect.signature(kind.forward).parameters)[1:]  # type: ignore[attr-defined]
