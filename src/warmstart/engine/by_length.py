@@ -1,8 +1,8 @@
-"""A stack of layers run once for each length of row, for attention that knows no pack."""
+"""A stack of layers run in bands of rows of like length, for attention that knows no pack."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,59 +14,69 @@ from torch import Tensor
 class ByLength:
     """Stands in for a stack's `forward(hidden_states, attention_mask, …)`.
 
-    Rows of equal length go through together, without padding. Worth its many small steps on a CPU only; elsewhere, and
-    where a mask has holes or hides a row's first position, which poolers read, the padded batch goes through as it is.
+    Rows of like length go through together. A band costs something of its own, so lengths are parted only where the
+    padding saved is more. Worth its smaller steps on a CPU only; elsewhere, and where padding is not on the right, the
+    padded batch goes through as it is.
     """
 
     forward: Callable[..., Any]  # the stack's own
+    band_tokens: int  # what one more band costs, in tokens through the stack
 
     def __call__(self, hidden_states: Tensor, attention_mask: Tensor | None = None, **others: Any) -> Any:
         if attention_mask is None or not _worth_it(hidden_states, others):
             return self.forward(hidden_states, attention_mask, **others)
+        rows, width = hidden_states.shape[:2]
         kept = _kept(attention_mask)
-        if kept is None or kept.shape != hidden_states.shape[:2] or not _pads_right_alone(kept):
-            return self.forward(hidden_states, attention_mask, **others)
-        rows, width = kept.shape
         lengths = kept.sum(1)
+        right_padded = torch.arange(width) < lengths[:, None]
+        order = lengths.argsort(descending=True, stable=True)
+        split = bands(lengths[order].tolist(), self.band_tokens)
+        if not kept.equal(right_padded) or (len(split) == 1 and int(lengths.max()) == width):
+            return self.forward(hidden_states, attention_mask, **others)
         outputs, indexes = [], []
-        for length in lengths.unique().tolist():
-            members = (lengths == length).nonzero()[:, 0]
-            index = (members[:, None] * width + torch.arange(length)).flatten()
-            same = hidden_states.flatten(0, 1)[index].unflatten(0, (len(members), length))
-            outputs.append(self.forward(same, _all_kept(attention_mask, len(members), length), **others))
-            indexes.append(index)
+        for members in order.split(split):
+            length = max(1, int(lengths[members[0]]))
+            mask = attention_mask[members][..., :length]
+            if mask.ndim == 4 and mask.shape[2] > 1:
+                mask = mask[:, :, :length]
+            outputs.append(self.forward(hidden_states[members, :length], mask, **others))
+            indexes.append((members[:, None] * width + torch.arange(length)).flatten())
         return _merged(outputs, torch.cat(indexes), rows, width)
 
 
-def _kept(mask: Tensor) -> Tensor | None:
-    """(B, S) booleans from a mask of (B, S), or from an additive or boolean one of (B, 1, 1 or S, S) that hides the
-    same keys from every query; None from any other."""
-    if mask.ndim == 4:
-        if mask.shape[1] > 1 or (mask != mask[:, :, :1]).any():
-            return None
-        mask = mask[:, 0, 0]
-        return mask if mask.dtype == torch.bool else mask >= 0
-    return mask.bool() if mask.ndim == 2 else None
+def bands(lengths: Sequence[int], band_tokens: int) -> list[int]:
+    """How many rows each band takes, of rows that stand longest first: a new one where the padding of the last would
+    outgrow `band_tokens`.
+
+    >>> bands([30, 29, 5, 5], band_tokens=20)
+    [2, 2]
+    """
+    counts: list[int] = []
+    longest = wasted = 0
+    for length in lengths:
+        wasted += longest - length
+        if not counts or wasted > band_tokens:
+            counts.append(0)
+            longest, wasted = length, 0
+        counts[-1] += 1
+    return counts
 
 
-def _all_kept(mask: Tensor, rows: int, length: int) -> Tensor | None:
-    return mask.new_ones(rows, length) if mask.ndim == 2 else None
+def _kept(mask: Tensor) -> Tensor:
+    """(B, S) booleans from a mask of (B, S), or from an additive or boolean one of (B, 1, 1 or S, S)."""
+    if mask.ndim == 2:
+        return mask.bool()
+    return mask[:, 0, 0] if mask.dtype == torch.bool else mask[:, 0, 0] >= 0
 
 
 def _worth_it(hidden_states: Tensor, others: dict[str, Any]) -> bool:
-    if hidden_states.device.type != "cpu" or torch.compiler.is_compiling() or torch.jit.is_tracing():
-        return False
-    return not others.get("output_attentions") and others.get("query_states") is others.get("relative_pos") is None
-
-
-def _pads_right_alone(kept: Tensor) -> bool:
-    """Whether there is padding, and every row begins with a token and has none after its first padding."""
-    right_padded = torch.arange(kept.shape[1]) < kept.sum(1, keepdim=True)
-    return bool(kept[:, 0].all() and (kept == right_padded).all() and not kept.all())
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    asked = others.get("output_attentions") or any(others.get(n) is not None for n in ("query_states", "relative_pos"))
+    return hidden_states.device.type == "cpu" and not traced and not asked
 
 
 def _merged(outputs: list[Any], index: Tensor, rows: int, width: int) -> Any:
-    """One output of the stack's own kind from those of each length: every tensor (n, L, H) of them to (B, S, H)."""
+    """One output of the stack's own kind from those of the bands: every tensor (n, L, H) of them to (B, S, H)."""
 
     def merge(parts: list[Any]) -> Any:
         if isinstance(parts[0], Tensor):

@@ -8,7 +8,7 @@ Three ways in, by architecture:
 
 - *stack*: the embeddings run on the padded batch, the encoder stack on the pack. Poolers and heads see padded states.
 - *whole*: the ids are packed, with their positions; for models whose layers the base model calls itself.
-- *by length*: attention of their own, which knows no pack: the stack runs once for each length, on those rows alone.
+- *by length*: attention of their own, which knows no pack: the stack runs in bands of rows of like length.
 
 Sources: the attention interface of transformers, `integrations/sdpa_attention.py` and `masking_utils.py` there;
 padding-free batches for BERT go back to Zeng et al. 2022, "Boosting Distributed Training Performance of the Unpadded
@@ -193,7 +193,7 @@ def _install(base: PreTrainedModel, generates: bool) -> None:
     kind = base.config.model_type
     if kind in BY_LENGTH:
         stack = base.get_submodule(BY_LENGTH[kind])
-        stack.forward = ByLength(stack.forward)
+        stack.forward = ByLength(stack.forward, _band_tokens(base))
         return
     own = packed_attention.own_name(base.config._attn_implementation)
     base.register_forward_pre_hook(
@@ -222,6 +222,12 @@ class _AskFirstToken:
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return args, kwargs | {"first_token_only": True}
+
+
+def _band_tokens(base: PreTrainedModel) -> int:
+    """What a call of the stack costs beside its tokens: DeBERTa projects every relative position in each layer."""
+    relative = [m.num_embeddings for n, m in base.named_modules() if n == "encoder.rel_embeddings"]
+    return 48 + sum(relative)
 
 
 @dataclass(frozen=True)
