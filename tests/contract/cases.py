@@ -116,6 +116,15 @@ def questions() -> list[Fields]:
     return rows
 
 
+def masked(mask: str, words: int = 8) -> Callable[[], list[Fields]]:
+    """Eight texts that each say one word over and over, with masks in some of its places."""
+    known = ("film", "cast", "plot", "story", "fun", "sad", "great", "warm")
+    said = [(i, known[i % words]) for i in range(8)]
+    return lambda: [
+        {"text": f"{word} {mask} " + f"{word} " * (3 + i) + (f"{mask} {word}" if i % 2 else word)} for i, word in said
+    ]
+
+
 @dataclass(frozen=True)
 class Case:
     """A task on a tiny checkpoint of a family. `config` and `files` change the checkpoint before it is loaded."""
@@ -129,6 +138,7 @@ class Case:
     options: Mapping[str, Any] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, Any] = field(default_factory=dict)  # name -> JSON content
+    takes: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)  # what an option takes that others refuse
 
     def checkpoint(self, tiny: Path, target: Path) -> Path:
         """Its checkpoint folder, made below `target`; `tiny` keeps the unchanged ones."""
@@ -160,6 +170,7 @@ class Trained:
 
 TEXT, EMBED, RERANK = "text-classification", "sentence-embedding", "rerank"
 ANSWER, TOKENS = "question-answering", "token-classification"
+ZERO, MASK = "zero-shot-classification", "fill-mask"
 _WINDOWS = {"long_text": "windows", "stride": 4, "max_length": 16}
 _CUT = {"max_length": 16}
 _STEADY = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}  # or three labels take long to learn
@@ -179,6 +190,12 @@ _COSINE = {"objective": "cosine"}
 _ONE: Mapping[str, Any] = {"labels": ("score",)}
 _OR_NONE = {"no_answer_threshold": 0.5}
 _ANSWER_CUT: Mapping[str, Any] = {"max_length": 20, "long_text": "truncate"} | _OR_NONE
+_TAKES: Mapping[str, Any] = {"multi_label": (True,), "out_of_scope": ("sideways",)}
+_ENTAIL: Mapping[str, Any] = {"labels": ("contradiction", "neutral", "entailment"), "takes": _TAKES}
+_ASK = {"labels": "NEGATIVE,POSITIVE"}
+_SHORT = {"hypothesis_template": "{}", "max_length": 24}
+_MASK: Mapping[str, Any] = {"head": "masks", "config": _STEADY}
+_WHOLE = {"long_text": "truncate", "mask_share": 0.3}
 
 CASES = [
     *(Case(f"text-{family}", TEXT, family, single) for family in ("bert", "distilbert", "roberta", "modernbert")),
@@ -208,11 +225,31 @@ CASES = [
         for family in ("bert", "distilbert", "roberta", "modernbert", "gpt2")
     ),
     Case("answer-windows", ANSWER, "bert", questions, head=ANSWER, options=_WINDOWS | _OR_NONE),
-    Case("answer-windows-roberta", ANSWER, "roberta", questions, head=ANSWER, options=_WINDOWS | _OR_NONE | {"top_k": 3}),
+    Case(
+        "answer-windows-roberta", ANSWER, "roberta", questions, head=ANSWER, options=_WINDOWS | _OR_NONE | {"top_k": 3}
+    ),
     *(Case(f"tokens-{family}", TOKENS, family, spans, **_BIO) for family in ("bert", "roberta", "gpt2")),
     *(Case(f"tokens-tagged-{family}", TOKENS, family, tagged, **_BILOU) for family in ("distilbert", "modernbert")),
     Case("tokens-windows", TOKENS, "bert", tagged, options=_WINDOWS, **_BIO),
     Case("tokens-windows-simple", TOKENS, "roberta", spans, options=_WINDOWS | {"aggregation": "simple"}, **_BIO),
     Case("tokens-truncated", TOKENS, "bert", spans, options=_CUT | {"long_text": "truncate"}, **_BIO),
     Case("answer-truncated", ANSWER, "roberta", questions, head=ANSWER, options=_ANSWER_CUT),
+    *(
+        Case(f"zero-shot-{family}", ZERO, family, single, options=_ASK, **_ENTAIL)
+        for family in ("bert", "distilbert", "roberta", "modernbert", "gpt2")
+    ),
+    Case("zero-shot-each", ZERO, "bert", single, options=_ASK | {"multi_label": True}, **_ENTAIL),
+    Case("zero-shot-truncated", ZERO, "roberta", single, options=_ASK | _SHORT, **_ENTAIL),
+    Case("zero-shot-windows", ZERO, "bert", single, options=_ASK | _WINDOWS | _SHORT, **_ENTAIL),
+    Case("zero-shot-embedding", ZERO, "bert", single, head="base", options=_ASK, files=_CLS, takes=_TAKES),
+    Case("zero-shot-embedding-truncated", ZERO, "roberta", single, "base", options=_ASK | _CUT, takes=_TAKES),
+    Case("zero-shot-embedding-windows", ZERO, "distilbert", single, "base", options=_ASK | _WINDOWS, takes=_TAKES),
+    *(
+        Case(f"mask-{family}", MASK, family, masked("[MASK]"), options=_WHOLE, **_MASK)
+        for family in ("bert", "distilbert")
+    ),
+    Case("mask-roberta", MASK, "roberta", masked("<mask>"), options=_WHOLE, **_MASK),
+    Case("mask-modernbert", MASK, "modernbert", masked("<mask>", words=2), options=_WHOLE, **_MASK),
+    Case("mask-truncated", MASK, "bert", masked("[MASK]"), options=_WHOLE | {"max_length": 10}, **_MASK),
+    Case("mask-windows", MASK, "roberta", masked("<mask>"), options=_WHOLE | _WINDOWS | {"max_length": 10}, **_MASK),
 ]

@@ -23,6 +23,7 @@ from warmstart.features import Feature
 from warmstart.randomness import generator
 from warmstart.rows import Row
 from warmstart.tasks import TASKS, as_dict, from_dict, prediction_fields
+from warmstart.verbs.evaluate import is_judged
 
 
 def close(left: Any, right: Any, tolerance: float = 1e-5) -> bool:
@@ -165,6 +166,8 @@ def test_options_are_fields_and_are_checked(loaded: Loaded) -> None:
     assert unknown.value.code == "option-unknown"
     for name in kind.option_names:
         for wrong in (None, -1, "sideways", True, [], float("nan")):
+            if wrong in loaded.case.takes.get(name, ()):
+                continue
             with pytest.raises(UsageError) as caught:
                 kind.from_checkpoint(task.tokenizer, config, loaded.folder, {name: wrong})
             assert caught.value.code == "option-value"
@@ -246,7 +249,7 @@ def test_hostile_texts(loaded: Loaded, item: str) -> None:
     assert close(predictions, calm)  # the neighbours do not notice
     json.dumps(found, allow_nan=False)  # no NaN, no surrogate
     assert flags <= set(found["flags"])
-    assert flags or not set(found["flags"]) - {"unknown-tokens-only"}
+    assert flags or not set(found["flags"]) - {"unknown-tokens-only", "no-mask"}
     if item == "t54_long":
         assert found["truncated"] != windows
         pieces = len(list(loaded.pipe.task.encode([hostile])))
@@ -295,16 +298,41 @@ def test_a_task_that_only_predicts_says_so(predicting: Loaded, tmp_path: Path) -
     import warmstart as ws
 
     task = predicting.pipe.task
-    calls = (
+    calls = [
         lambda: task.learn(predicting.rows),
-        lambda: list(task.encode(predicting.rows, train=True)),
         lambda: task.loss({}, collate(list(task.encode(predicting.rows)), task.pads)),
-        lambda: task.score(predicting.pipe(predicting.rows), predicting.rows),
         lambda: ws.batches(predicting.case.rows(), task),
         lambda: ws.train(predicting.folder, predicting.case.rows(), output=tmp_path / "run", task=task.name),
-    )
+    ]
+    if not is_judged(task):
+        calls += [
+            lambda: list(task.encode(predicting.rows, train=True)),
+            lambda: task.score(predicting.pipe(predicting.rows), predicting.rows),
+        ]
     for call in calls:
         with pytest.raises(UsageError) as caught:
             call()
         assert caught.value.code == "task-not-trainable"
     assert not (tmp_path / "run").exists()
+
+
+def test_a_task_that_only_predicts_is_judged_if_it_has_a_target(predicting: Loaded) -> None:
+    import warmstart as ws
+
+    if not is_judged(predicting.pipe.task):
+        with pytest.raises(UsageError) as caught:
+            ws.evaluate(predicting.pipe, predicting.case.rows())
+        assert caught.value.code == "task-without-metrics"
+        return
+    alone = list(predicting.pipe.judge_rows(predicting.rows, max_tokens=1))
+    result = ws.evaluate(predicting.pipe, predicting.case.rows())
+    scores = predicting.pipe.task.score(alone, predicting.rows)
+    assert scores.per_example["loss"].shape == (len(predicting.rows),)
+    assert math.isclose(float(scores.per_example["loss"].mean()), result.loss, rel_tol=1e-5)
+    assert result.metrics.keys() == scores.metrics.keys() != set()
+    [target] = [field.name for field in predicting.pipe.task.fields if field.target]
+    rows = predicting.case.rows()
+    rows[3] = rows[3] | {target: {"a": 1}}
+    with pytest.raises(DataError) as bad:
+        ws.evaluate(predicting.pipe, rows)
+    assert (bad.value.where.row, bad.value.where.field) == (3, target)

@@ -22,6 +22,7 @@ from warmstart.engine.runtime_torch import TorchRuntime, to_tensors
 from warmstart.errors import DataError
 from warmstart.randomness import generator
 from warmstart.tasks import as_dict
+from warmstart.tasks.contract import NeedsExam
 from warmstart.training.batches import make_batches
 from warmstart.training.loop import Schedule, fit
 
@@ -127,8 +128,8 @@ def test_accumulating_gives_the_same_gradients(trainable: Loaded) -> None:
 
 def test_evaluation_does_not_depend_on_batch_size(trainable: Loaded) -> None:
     task, rows = trainable.pipe.task, trainable.rows
-    alone = task.score(list(trainable.pipe.predict_rows(rows, max_tokens=1)), rows)
-    together = task.score(list(trainable.pipe.predict_rows(rows, max_tokens=10**6)), rows)
+    alone = task.score(list(trainable.pipe.judge_rows(rows, max_tokens=1)), rows)
+    together = task.score(list(trainable.pipe.judge_rows(rows, max_tokens=10**6)), rows)
     assert alone.per_example["loss"].shape == (len(rows),)
     for name, values in alone.per_example.items():
         np.testing.assert_allclose(np.asarray(values, float), np.asarray(together.per_example[name], float), atol=1e-5)
@@ -142,7 +143,8 @@ def test_evaluation_does_not_depend_on_batch_size(trainable: Loaded) -> None:
 def test_the_loss_of_evaluation_is_the_loss_of_training(trainable: Loaded) -> None:
     """Numpy's judgement and torch's loss agree, row for row; what a row is cut into weighs as much as it."""
     task, rows = trainable.pipe.task, trainable.rows
-    tensors = to_tensors(collate(list(task.encode(rows, train=True)), task.pads), "cpu")
+    features = list(task.exam(rows) if isinstance(task, NeedsExam) else task.encode(rows, train=True))
+    tensors = to_tensors(collate(features, task.pads), "cpu")
     with torch.inference_mode():
         losses, weights = task.loss(task.forward(trainable.pipe.model, tensors), tensors)
     assert losses.shape == weights.shape
@@ -151,7 +153,7 @@ def test_the_loss_of_evaluation_is_the_loss_of_training(trainable: Loaded) -> No
     trained = sum((tensors.targets[name] != task.pads[name].value).sum().item() for name in per_token)
     assert math.isclose(weights.sum().item(), trained if per_token else len(rows), rel_tol=1e-6)
     if len(losses) == len(rows):
-        judged = task.score(list(trainable.pipe.predict_rows(rows)), rows)
+        judged = task.score(list(trainable.pipe.judge_rows(rows)), rows)
         np.testing.assert_allclose(losses.numpy(), judged.per_example["loss"], atol=1e-5)
 
 

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import (
     AutoConfig,
     AutoModel,
+    AutoModelForMaskedLM,
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
@@ -23,6 +24,7 @@ _LABELLED = ("classification", "tokens")
 _HEADS = {
     "base": AutoModel,
     "classification": AutoModelForSequenceClassification,
+    "masks": AutoModelForMaskedLM,
     "question-answering": AutoModelForQuestionAnswering,
     "tokens": AutoModelForTokenClassification,
 }

@@ -27,11 +27,14 @@ def _typed_pairs(ctx: click.Context, parameter: click.Parameter, values: tuple[s
 
 
 def _typed(text: str) -> Any:
-    """A number or a truth value where the text writes one, else the text."""
+    """A number, a list or a truth value (as JSON or as Python writes it) where the text writes one, else the text."""
+    if text in ("True", "False"):
+        return text == "True"
     try:
-        return json.loads(text)
+        value = json.loads(text)
     except ValueError:
         return text
+    return text if isinstance(value, dict) else value  # no option is an object; "{}" is a template
 
 
 task_option = click.option("--task", help="A task name; the checkpoint's own otherwise. See `warmstart tasks`.")
