@@ -30,8 +30,8 @@ def read(
 
     Args:
         data: a path (`.jsonl .ndjson .json .csv .tsv .conll .parquet .arrow .feather .txt`, each also `.gz`; "-" is
-            standard input), a `datasets.Dataset`, a pandas or polars frame, a `pyarrow.Table`, or an iterable of strings,
-            dicts, `Row`s and (text, text_pair) tuples. A string is always a path here.
+            standard input), a `datasets.Dataset`, a pandas or polars frame, a `pyarrow.Table`, or an iterable of
+            strings, dicts, `Row`s and (text, text_pair) tuples. A string is always a path here.
         fields: what the task reads; their aliases are the column names recognised without a pin.
         columns: field -> column, for what is not to be guessed.
         targets: whether the target fields are needed too: yes to train and to evaluate. Without, they are not matched.

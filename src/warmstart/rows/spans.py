@@ -131,18 +131,23 @@ def _is_offset(value: object) -> bool:
 
 def _as_quoted(start: int, end: int, quoted: str, text: str, where: Where) -> tuple[int, int]:
     """The offsets at which the quoted text stands, by characters or by UTF-16 units."""
-    if _alike(text[max(start, 0) : end], quoted):
-        return start, end
-    units = text.encode("utf-16-le", "surrogatepass")
-    before, inside = units[: 2 * max(start, 0)], units[2 * max(start, 0) : 2 * max(end, 0)]
-    if _alike(inside.decode("utf-16-le", "replace"), quoted):
-        first = len(before.decode("utf-16-le", "replace"))
-        return first, first + len(inside.decode("utf-16-le", "replace"))
+    start, end = max(start, 0), max(end, 0)
+    places = [(start, end)] if end <= len(text) else []
+    if not text.isascii():
+        units = text.encode("utf-16-le", "surrogatepass")
+        before, inside = (
+            part.decode("utf-16-le", "replace") for part in (units[: 2 * start], units[2 * start : 2 * end])
+        )
+        places.append((len(before), len(before) + len(inside)))
+    for alike in (str.__eq__, _alike):
+        for first, last in places:
+            if alike(text[first:last], quoted):
+                return first, last
     raise DataError(
         "span-text-differs",
         "a span quotes a text that does not stand at its offsets",
         where=where,
-        value={"start": start, "end": end, "quotes": quoted, "there": text[max(start, 0) : end]},
+        value={"start": start, "end": end, "quotes": quoted, "there": text[start:end]},
         fix="correct the offsets, or export again from the tool that the text has been loaded into",
     )
 

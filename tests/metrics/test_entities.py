@@ -1,0 +1,107 @@
+"""Entity metrics against seqeval's definition, written out here from its paper-and-README rules."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from warmstart.errors import DataError, UsageError
+from warmstart.metrics import entity_scores, tag_accuracy
+from warmstart.tasks.tagging import Tagging, runs
+
+KINDS = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC", "E-LOC", "S-PER", "E-PER", "S-LOC")
+tags = st.lists(st.sampled_from(KINDS), max_size=8)
+
+
+def chunks(sentence: list[str]) -> set[tuple[str, int, int]]:
+    """seqeval's `get_entities`, default mode: its `start_of_chunk` and `end_of_chunk` rule by rule."""
+    found, begin = set(), 0
+    before, before_type = "O", ""
+    for i, tag in enumerate([*sentence, "O"]):
+        kind, _, name = tag.partition("-")
+        ends = (
+            before in ("E", "S")
+            or (before in ("B", "I") and kind in ("B", "S", "O"))
+            or (before != "O" and before_type != name)
+        )
+        starts = (
+            kind in ("B", "S")
+            or (before in ("E", "S", "O") and kind in ("E", "I"))
+            or (kind != "O" and before_type != name)
+        )
+        if ends:
+            found.add((before_type, begin, i))
+        if starts:
+            begin = i
+        before, before_type = kind, name
+    return found
+
+
+@given(tags)
+def test_tags_make_the_spans_that_seqeval_makes(sentence: list[str]) -> None:
+    tagging = Tagging(KINDS)
+    assert set(runs([tagging.tags[KINDS.index(tag)] for tag in sentence])) == chunks(sentence)
+
+
+@given(st.lists(st.tuples(tags, tags), min_size=1, max_size=6))
+def test_values_are_those_of_the_definition(pairs: list[tuple[list[str], list[str]]]) -> None:
+    true, pred = [chunks(a) for a, _ in pairs], [chunks(b) for _, b in pairs]
+    found = {name: metric.value for name, metric in entity_scores(true, pred, resamples=100).items()}
+    flat_true = {(i, *entity) for i, row in enumerate(true) for entity in row}
+    flat_pred = {(i, *entity) for i, row in enumerate(pred) for entity in row}
+
+    def scores(left: set[tuple[int, str, int, int]], right: set[tuple[int, str, int, int]]) -> tuple[float, ...]:
+        hits = len(left & right)
+        precision, recall = (hits / len(side) if side else 0.0 for side in (right, left))
+        return precision, recall, 2 * precision * recall / (precision + recall) if hits else 0.0
+
+    types = {entity[1] for entity in flat_true | flat_pred}
+    if not types:
+        assert found == {}
+        return
+    assert (found["precision"], found["recall"], found["f1"]) == pytest.approx(scores(flat_true, flat_pred))
+    by_type = {
+        name: scores({e for e in flat_true if e[1] == name}, {e for e in flat_pred if e[1] == name})[2]
+        for name in types
+    }
+    assert {name[3:]: value for name, value in found.items() if name.startswith("f1_")} == pytest.approx(by_type)
+    assert found["macro_f1"] == pytest.approx(np.mean(list(by_type.values())))
+
+
+def test_an_entity_is_right_as_a_whole_or_not_at_all() -> None:
+    true = [{("PER", 0, 2), ("LOC", 5, 6)}]
+    for wrong in ({("PER", 0, 1)}, {("PER", 1, 2)}, {("LOC", 0, 2)}):
+        assert entity_scores(true, [wrong])["f1"].value == 0
+    assert entity_scores(true, [{("PER", 0, 2)}])["f1"].value == pytest.approx(2 / 3)
+
+
+def test_intervals_hold_the_value_and_narrow_with_rows() -> None:
+    rng = np.random.default_rng(0)
+    widths = []
+    for n in (40, 640):
+        true = [{("PER", 0, 1), ("LOC", 3, int(rng.integers(4, 6)))} for _ in range(n)]
+        pred = [{("PER", 0, int(rng.integers(1, 3))), ("LOC", 3, 4)} for _ in range(n)]
+        metric = entity_scores(true, pred)["f1"]
+        assert metric.lo < metric.value < metric.hi
+        widths.append(metric.hi - metric.lo)
+        assert entity_scores(true, pred)["f1"] == metric
+    assert 2 < widths[0] / widths[1] < 8  # about the square root of 16
+
+
+def test_tag_accuracy_pools_rows() -> None:
+    metric = tag_accuracy([1, 9], [2, 10])
+    assert metric is not None
+    assert metric.value == pytest.approx(10 / 12)
+    assert tag_accuracy([0], [0]) is None
+
+
+def test_refusals() -> None:
+    for call in (lambda: entity_scores([set()], []), lambda: tag_accuracy([1], [])):
+        with pytest.raises(UsageError) as caught:
+            call()
+        assert caught.value.code == "metric-shape"
+    with pytest.raises(DataError) as none:
+        entity_scores([], [])
+    assert none.value.code == "no-rows"
