@@ -24,7 +24,7 @@ CLASSES = {
     "UsageError",
     "WarmstartError",
 }
-FUNCTIONS = {"batches", "evaluate", "load", "train"}
+FUNCTIONS = {"batches", "evaluate", "load", "pad", "search", "train", "unpad"}
 
 
 def test_these_are_the_public_names() -> None:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from warmstart.training.config import TrainConfig
     from warmstart.verbs.evaluate import Evaluation, evaluate
     from warmstart.verbs.load import load
+    from warmstart.verbs.search import search
     from warmstart.verbs.train import Run, train
 
 __version__ = "0.1.0"
@@ -39,6 +40,7 @@ _HOME = {
     "evaluate": "warmstart.verbs.evaluate",
     "load": "warmstart.verbs.load",
     "pad": "warmstart.engine.unpad",
+    "search": "warmstart.verbs.search",
     "train": "warmstart.verbs.train",
     "unpad": "warmstart.engine.unpad",
 }
@@ -57,6 +59,7 @@ __all__ = [
     "evaluate",
     "load",
     "pad",
+    "search",
     "train",
     "unpad",
 ]

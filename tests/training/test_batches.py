@@ -189,7 +189,7 @@ def test_r77_a_batch_larger_than_the_data_is_all_of_it(task: Task) -> None:
 
 
 def test_a_row_without_label_is_named_and_a_task_without_loss_refused(
-    task: Task, tiny: Callable[..., Path], tmp_path: Path
+    task: Task, tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_text('{"text": "good", "label": "POSITIVE"}\n{"text": "sad", "label": "sideways"}\n')
@@ -199,6 +199,7 @@ def test_a_row_without_label_is_named_and_a_task_without_loss_refused(
     with pytest.raises(ws.DataError, match="no rows"):
         ws.batches([], task)
     embedding = ws.load(tiny("bert", "base"), task="sentence-embedding").task
+    monkeypatch.setattr(type(embedding), "trainable", False)
     with pytest.raises(ws.UsageError) as refused:
         ws.batches(ROWS, embedding)
     assert refused.value.code == "task-not-trainable"

@@ -151,8 +151,12 @@ def test_d41_an_empty_file_and_absent_labels_are_refused(pipe: ws.Pipeline, tmp_
 
 
 @pytest.mark.usefixtures("nothing_predicted")
-def test_a_task_without_metrics_is_refused_before_anything_is_read(tiny: Callable[..., Path]) -> None:
+def test_a_task_without_metrics_is_refused_before_anything_is_read(
+    tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     pipe = ws.load(tiny("bert", "base"), task="sentence-embedding")
+    monkeypatch.setattr(type(pipe.task), "trainable", False)
+    monkeypatch.setattr(type(pipe.task), "fields", type(pipe.task).fields[:1])
     with pytest.raises(ws.UsageError) as caught:
         ws.evaluate(pipe, "no/such/file.jsonl")
     assert caught.value.code == "task-without-metrics"

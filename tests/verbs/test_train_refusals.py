@@ -14,6 +14,7 @@ import warmstart as ws
 from support.runs import FAST, reviews
 from warmstart.checkpoints import save_model
 from warmstart.errors import WarmstartError
+from warmstart.tasks import TASKS
 
 
 @pytest.fixture
@@ -46,9 +47,13 @@ def nothing_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("nothing_found")
-def test_a_wrong_call_is_refused_before_any_file_is_touched(refused: Callable[..., WarmstartError]) -> None:
-    assert refused("task-unknown", task="text-clasification").fix == "did you mean text-classification?"
-    assert "text-classification" in refused("task-not-trainable", task="feature-extraction").fix
+def test_a_wrong_call_is_refused_before_any_file_is_touched(
+    refused: Callable[..., WarmstartError], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "did you mean text-classification" in refused("task-unknown", task="text-clasification").fix
+    with monkeypatch.context() as patch:
+        patch.setattr(TASKS["sentence-embedding"], "trainable", False)
+        assert "text-classification" in refused("task-not-trainable", task="feature-extraction").fix
     refused("device-unknown", config=ws.TrainConfig(device="gpu"))
     refused("validation-needed", config=ws.TrainConfig(patience=2))
     refused("validation-needed", config=ws.TrainConfig(evaluate_every=5))

@@ -22,6 +22,7 @@ COMMANDS: Mapping[str, str] = {
     "train": "Fine-tune a checkpoint on labelled rows.",
     "evaluate": "Judge a checkpoint on labelled rows.",
     "bench": "Measure a checkpoint on your rows, beside what you would use without us.",
+    "search": "Find the texts nearest to a query among embeddings.",
     "inspect": "Show what a checkpoint is, without building it.",
     "get": "Fetch a checkpoint into the cache.",
     "tasks": "List the tasks, their row fields and predictions.",

@@ -20,7 +20,7 @@ from warmstart.errors import UsageError
 @click.argument("texts", nargs=-1)
 @click.option("-m", "--model", default="starter", show_default=True, help="A folder, run, hub id or starter name.")
 @click.option("-i", "--input", "input_path", help="A file of rows; - reads stdin.")
-@click.option("-o", "--output", help="A file for the predictions (.jsonl, .csv, .parquet); stdout otherwise.")
+@click.option("-o", "--output", help="A file: .jsonl, .csv, .parquet, or .npy for embeddings; else stdout.")
 @click.option("--max-tokens", type=click.IntRange(min=1), help="Padded tokens a batch may hold.")
 @click.option("--skip-errors", is_flag=True, help="Go on after a bad row; exit code 5 if there was any.")
 @click.option("--json", "as_json", is_flag=True, help="JSONL, on a terminal too.")

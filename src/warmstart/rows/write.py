@@ -14,10 +14,11 @@ from types import TracebackType
 from typing import IO, Any, Literal
 
 from warmstart.errors import UsageError, WarmstartError
+from warmstart.rows.npy import NpySink
 from warmstart.rows.paths import format_of
 from warmstart.rows.sinks import CsvSink, JsonlSink, ParquetSink, Sink
 
-Format = Literal["auto", "jsonl", "csv", "tsv", "parquet"]
+Format = Literal["auto", "jsonl", "csv", "tsv", "parquet", "npy"]
 
 
 class RowWriter:
@@ -203,20 +204,21 @@ def beside(prediction: Mapping[str, Any], row: Mapping[str, Any], columns: Mappi
 
 def _checked_format(path: str | Path, format: Format) -> str:
     if str(path) == "-":
-        if format == "parquet":
+        if format in ("parquet", "npy"):
             raise UsageError(
-                "format-not-streamable", "Parquet cannot be written to a pipe", fix="give a file to write to"
+                "format-not-streamable", f"{format} cannot be written to a pipe", fix="give a file to write to"
             )
         return "jsonl" if format == "auto" else format
-    kind = format_of(Path(path)) if format == "auto" else format
+    by_name = "npy" if Path(path).suffix.lower() == ".npy" else format_of(Path(path))
+    kind = by_name if format == "auto" else format
     zipped = Path(path).suffix.lower() == ".gz"
-    if kind not in ("jsonl", "csv", "tsv", "parquet") or (zipped and kind == "parquet"):
+    if kind not in ("jsonl", "csv", "tsv", "parquet", "npy") or (zipped and kind in ("parquet", "npy")):
         raise UsageError(
             "format-unknown",
             "rows cannot be written in the format of this name",
             where=str(path),
             value=Path(path).suffix or Path(path).name,
-            fix="end the name in .jsonl, .csv, .tsv (each also with .gz) or .parquet",
+            fix="end the name in .jsonl, .csv, .tsv (each also with .gz), .parquet, or .npy for embeddings",
         )
     return kind
 
@@ -256,6 +258,8 @@ def _sink(kind: str, stream: IO[bytes], escape_formulas: bool) -> Sink:
         return JsonlSink(stream)
     if kind == "parquet":
         return ParquetSink(stream)
+    if kind == "npy":
+        return NpySink(stream)
     return CsvSink(stream, "\t" if kind == "tsv" else ",", escape_formulas=escape_formulas)
 
 

@@ -132,6 +132,8 @@ class Embedding:
 
         Raises DataError "score-missing", "field-missing" or "target-not-number", UsageError "objective-without-data".
         """
+        for row in rows:
+            self._slots(row, train=True)
         scores = scores_of(rows)
         objective = self.objective
         if objective == "auto":
@@ -168,8 +170,8 @@ class Embedding:
 
     def encode(self, rows: Sequence[Row], *, train: bool = False) -> Iterator[Feature]:
         """To train, every row needs a `text_pair`; scores stand in all rows or in none."""
-        scores = scores_of(rows) if train else None
         places = [(i, slot) for i, row in enumerate(rows) for slot in self._slots(row, train=train)]
+        scores = scores_of(rows) if train else None
         texts = [self._text(rows[i], slot) for i, slot in places]
         stride = self.stride if self.long_text == "windows" else None
         encoded = self.tokenizer.encode(texts, stride=stride, wheres=[rows[i].where for i, _ in places])
