@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 import transformers
@@ -15,9 +15,10 @@ from transformers import AutoConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
 
 from support.runs import without_dropout
-from warmstart.engine.unpad import BY_LENGTH, STACKS, WHOLE
+from warmstart.engine.by_length import ByLength, bands
+from warmstart.engine.unpad import BY_LENGTH, STACKS, WHOLE, unpad
 
-LENGTHS = (5, 17, 3, 20, 17, 1, 20)
+LENGTHS = (5, 17, 3, 20, 17, 1, 20, 2, 4)
 PAD = 1  # as RoBERTa has it
 SPECIAL = 5  # ids below are never text
 MASK = 4
@@ -75,12 +76,15 @@ VARIANTS: Mapping[str, tuple[str, dict[str, Any]]] = {
     ),
     "qwen3": ("qwen3", _LLAMA | {"head_dim": 8}),
     "mpnet": ("mpnet", _BERT),
-    "deberta": ("deberta", _BERT | _DEBERTA | {"type_vocab_size": 0}),
+    "deberta": ("deberta", _BERT | _DEBERTA | {"max_relative_positions": 8}),
     "deberta-v2": (
         "deberta-v2",
         _BERT | _DEBERTA | {"position_buckets": 8, "norm_rel_ebd": "layer_norm", "share_att_key": True},
     ),
-    "deberta-v2-conv": ("deberta-v2", _BERT | _DEBERTA | {"conv_kernel_size": 3, "conv_act": "gelu"}),
+    "deberta-v2-conv": (
+        "deberta-v2",
+        _BERT | _DEBERTA | {"position_buckets": 8, "conv_kernel_size": 3, "conv_act": "gelu"},
+    ),
 }
 HEADS: Mapping[str, Mapping[str, Any]] = {
     "AutoModel": modeling_auto.MODEL_MAPPING_NAMES,
@@ -120,6 +124,17 @@ def make(variant: str, head: str = "AutoModel", **settings: Any) -> PreTrainedMo
     model = without_dropout(model)
     assert isinstance(model, PreTrainedModel)
     return model.eval()
+
+
+def pair(variant: str, head: str = "AutoModel", **settings: Any) -> tuple[PreTrainedModel, PreTrainedModel]:
+    """A padded and an unpadded model of the same weights."""
+    unpadded = make(variant, head, **settings)
+    return make(variant, head, **settings), cast(PreTrainedModel, unpad(unpadded))
+
+
+def differ(one: Any, other: Any, mask: Tensor) -> float:
+    """The largest difference between two calls' main outputs where the mask keeps tokens."""
+    return float((kept(main_output(one), mask) - kept(main_output(other), mask)).abs().max())
 
 
 def batch(lengths: Sequence[int] = LENGTHS, *, left: bool = False, seed: int = 0) -> dict[str, Tensor]:
@@ -190,6 +205,20 @@ def counted(model: nn.Module) -> Iterator[FeedForward]:
     yield found
     for hook in hooks:
         hook.remove()
+
+
+def tokens_per_pass(model: PreTrainedModel, lengths: Sequence[int] = LENGTHS) -> int:
+    """How many tokens a layer of an unpadded model computes: those of the rows, or of bands of rows of like length."""
+    if model.config.model_type not in BY_LENGTH:
+        return sum(lengths)
+    instead = vars(model.base_model.get_submodule(BY_LENGTH[model.config.model_type]))["forward"]
+    assert isinstance(instead, ByLength)
+    longest_first, tokens = sorted(lengths, reverse=True), 0
+    for rows in bands(longest_first, instead.band_tokens):
+        tokens += rows * longest_first[0]
+        longest_first = longest_first[rows:]
+    assert sum(lengths) <= tokens < len(lengths) * max(lengths)
+    return tokens
 
 
 def stock(model: nn.Module) -> bool:

@@ -23,10 +23,10 @@ class ByLength:
     band_tokens: int  # what one more band costs, in tokens through the stack
 
     def __call__(self, hidden_states: Tensor, attention_mask: Tensor | None = None, **others: Any) -> Any:
-        if attention_mask is None or not _worth_it(hidden_states, others):
+        kept = _kept(attention_mask) if attention_mask is not None and _worth_it(hidden_states, others) else None
+        if attention_mask is None or kept is None or not kept.numel():
             return self.forward(hidden_states, attention_mask, **others)
-        rows, width = hidden_states.shape[:2]
-        kept = _kept(attention_mask)
+        rows, width = kept.shape
         lengths = kept.sum(1)
         right_padded = torch.arange(width) < lengths[:, None]
         order = lengths.argsort(descending=True, stable=True)
@@ -62,10 +62,13 @@ def bands(lengths: Sequence[int], band_tokens: int) -> list[int]:
     return counts
 
 
-def _kept(mask: Tensor) -> Tensor:
-    """(B, S) booleans from a mask of (B, S), or from an additive or boolean one of (B, 1, 1 or S, S)."""
+def _kept(mask: Tensor) -> Tensor | None:
+    """(B, S) booleans from a mask of (B, S), or from an additive or boolean one of (B, 1, 1 or S, S); None from one
+    that lets each query see other keys."""
     if mask.ndim == 2:
         return mask.bool()
+    if mask.ndim != 4 or mask.shape[1] > 1 or not mask.equal(mask[:, :, :1].expand_as(mask)):
+        return None
     return mask[:, 0, 0] if mask.dtype == torch.bool else mask[:, 0, 0] >= 0
 
 

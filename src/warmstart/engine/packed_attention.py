@@ -22,6 +22,11 @@ from transformers.masking_utils import AttentionMaskInterface, eager_mask, sdpa_
 
 from warmstart.engine.packing import Pack
 
+try:
+    from torch.nn.attention.varlen import varlen_attn
+except ImportError:  # not in every build
+    varlen_attn = None
+
 NAME = "warmstart_unpadded"  # as configs name it
 _EAGER = "warmstart_unpadded_eager"  # the same for models whose own attention is eager, which can return its weights
 NAMES = (NAME, _EAGER)
@@ -155,27 +160,19 @@ def _varlen_can(call: _Call, query: Tensor) -> bool:
     flash = half and query.shape[-1] <= 256 and query.shape[-1] % 8 == 0 and not call.dropout
     if not flash or query.device.type != "cuda" or torch.cuda.get_device_capability(query.device) < (8, 0):
         return False
-    return _varlen_attention() is not None
+    return _is_complete(varlen_attn)
 
 
 @lru_cache(maxsize=1)
-def _varlen_attention() -> Callable[..., Tensor] | None:
-    """torch's own, where it has all we ask of it: torch 2.10 has it without scale and window, 2.11 without GQA."""
-    try:
-        from torch.nn.attention.varlen import varlen_attn
-    except ImportError:
-        return None
-    function: Callable[..., Tensor] = varlen_attn
-    complete = {"scale", "window_size", "enable_gqa"} <= inspect.signature(function).parameters.keys()
-    return function if complete else None
+def _is_complete(attend: Callable[..., Tensor] | None) -> bool:
+    """Whether torch's function has all we ask of it: torch 2.10's has neither scale nor window, 2.11's no GQA."""
+    return attend is not None and {"scale", "window_size", "enable_gqa"} <= inspect.signature(attend).parameters.keys()
 
 
 def _varlen(call: _Call, query: Tensor, key: Tensor, value: Tensor, pack: Pack) -> Tensor:
-    attend = _varlen_attention()
-    assert attend is not None
     boundaries, longest = pack.boundaries(), pack.runs[0][1]
     reach = -1 if call.window is None else call.window - 1
-    output = attend(
+    output = varlen_attn(
         query[0].transpose(0, 1),
         key[0].transpose(0, 1),
         value[0].transpose(0, 1),
