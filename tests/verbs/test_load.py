@@ -50,7 +50,7 @@ def test_it_hands_out_the_very_objects_of_transformers_and_agrees_with_the_textb
 @pytest.mark.parametrize(
     ("arguments", "code", "hint"),
     [
-        ({"task": "text-clasification"}, "task-unknown", "did you mean text-classification?"),
+        ({"task": "text-clasification"}, "task-unknown", "did you mean text-classification"),
         ({"task": "sentiment"}, "task-unknown", "sentiment-analysis"),
         ({"task": ""}, "task-unknown", "known:"),
         ({"device": "gpu"}, "device-unknown", "cuda"),
@@ -118,10 +118,10 @@ def test_a_base_model_does_not_say_its_task(tiny: Callable[..., Path]) -> None:
 
 def test_a_task_of_another_version_is_named(tiny: Callable[..., Path], tmp_path: Path) -> None:
     folder = copy_of(tiny("bert"), tmp_path / "c")
-    edit_json(folder / "config.json", {"architectures": ["BertForTokenClassification"]})
+    edit_json(folder / "config.json", {"architectures": ["BertForImageClassification"]})
     with pytest.raises(ws.UsageError) as caught:
         ws.load(folder)
-    assert caught.value.code == "task-unsupported" and caught.value.value == "token-classification"
+    assert caught.value.code == "task-unsupported" and caught.value.value == "image-classification"
 
 
 @pytest.mark.parametrize(

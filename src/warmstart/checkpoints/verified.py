@@ -60,6 +60,8 @@ _HEADS = {
     "audio-classification": ("classifier.weight", "classifier.dense.weight"),
     "question-answering": ("qa_outputs.weight", "classifier.weight"),  # the second is ModernBERT's
 }
+# A masked language model's head, by how the names of its weights begin, over the families.
+_MASK_HEAD = re.compile(r"(cls|decoder|generator_\w+|head|lm_head|lm_predictions|pred_layer|predictions|vocab_\w+)\..+")
 _LABELLED = frozenset(_HEADS) - {"question-answering"}  # there, rows are start and end
 _EMBEDDING = re.compile(r"(.*\.)?(word_embeddings|wte|embed_tokens|tok_embeddings|shared|word_embedding)\.weight")
 
@@ -75,7 +77,8 @@ class Verified:
     task: str | None  # a task name, where the checkpoint says what it is for
     max_positions: int | None  # tokens a text may have, special tokens included
     embedding_rows: int | None  # tokens the model has a vector for: ids from 0 up to here
-    has_head: bool  # whether the weights of the task's head are there
+    purpose: str | None  # the task of the architecture's head; None for a bare model
+    has_head: bool  # whether the weights of that head are there
     findings: tuple[str, ...]  # what was dropped or looks wrong, one sentence each
 
     @property
@@ -121,7 +124,8 @@ def verify(folder: Path) -> Verified:
         task=_task(folder) or purpose,
         max_positions=config_file.max_positions(config),
         embedding_rows=embedding_rows,
-        has_head=purpose is not None and (purpose not in _HEADS or head_rows is not None),
+        purpose=purpose,
+        has_head=_has_head(purpose, head_rows, tensors),
         findings=tuple(findings),
     )
 
@@ -205,6 +209,12 @@ def _head_rows(purpose: str | None, tensors: Mapping[str, TensorInfo]) -> int | 
         if name in tensors and tensors[name].shape:
             return tensors[name].shape[0]
     return None
+
+
+def _has_head(purpose: str | None, head_rows: int | None, tensors: Mapping[str, TensorInfo]) -> bool:
+    if purpose == "fill-mask":  # sentence-transformers keeps this architecture's name, and not its head
+        return any(map(_MASK_HEAD.fullmatch, tensors))
+    return purpose is not None and (purpose not in _HEADS or head_rows is not None)
 
 
 def _embedding_rows(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> int | None:

@@ -105,8 +105,10 @@ def train(
 def _untrained(
     verified: Verified, tokenizer: Any, task: Task, *, fresh: bool, config: TrainConfig, name: str
 ) -> Pipeline:
-    """The pipeline at its start; with a fresh head if asked to, or if the checkpoint has none."""
-    fresh_head = task.head() if fresh or not verified.has_head else None
+    """The pipeline at its start; with a fresh head if asked to, or if the checkpoint has none of this kind."""
+    head_of = TASKS.get(verified.purpose or "")
+    fits = verified.has_head and head_of is not None and head_of.auto_class == task.auto_class
+    fresh_head = None if fits and not fresh else task.head()
     if fresh_head is not None:
         log.info("starting a fresh head for %s", task.name)
     model = load_model(verified, auto_class=task.auto_class, fresh_head=fresh_head, seed=config.seed)
