@@ -153,7 +153,7 @@ def table() -> str:
         "",
         "all-MiniLM-L6-v2 (`starter-encoder`), fine-tuned by `ws.train` and judged by `ws.evaluate` on the test part,",
         "`answers` in five parts by paragraph, each by a run over the others, with 95 % intervals. Written by",
-        "`make accuracy`; the raw records are in `accuracy.jsonl`. Settings not named are the defaults of `TrainConfig`.",
+        "`make accuracy`; the raw records are in `accuracy.jsonl`. Settings not named are `TrainConfig`'s defaults.",
         "Seconds are of one thread on a busy machine, for orientation only.",
         "",
         "| data | settings | metric | seed | value | 95 % interval | promised | train s |",

@@ -240,6 +240,14 @@ def test_regression_and_several_labels(tmp_path: Path) -> None:
     assert "round0.0000.0000.0001" in page.text
 
 
+def test_a_prediction_without_a_label_shows_its_own_fields(tmp_path: Path) -> None:
+    answer = {"answer": "the <b>rain</b>", "start": 4, "tokens": 9, "truncated": False, "flags": []}
+    columns = {"row": [0], "question": ["What falls?"], "prediction": [json.dumps(answer)], "loss": [2.5]}
+    page = Page(write_report(make_run(tmp_path / "run", columns=columns)).read_text())
+    assert '{"answer": "the <b>rain</b>", "start": 4}' in page.text
+    assert "What falls?" in page.text
+
+
 def test_c23_hostile_labels_and_texts_are_inert(tmp_path: Path) -> None:
     n = len(HOSTILE)
     columns = classified(HOSTILE, list(range(n)), [*range(1, n), 0])

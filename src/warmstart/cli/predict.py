@@ -63,8 +63,9 @@ def command(
         warmstart_rows.check_output(output, [input_path])
     pipe = load(model, task=task, options=options, device=device)
     stream = None
+    names = tuple(field.name for field in pipe.task.fields if field.text)
     if texts:
-        rows: Any = list(warmstart_rows.texts(list(texts)))
+        rows: Any = list(warmstart_rows.texts(list(texts), names=names))
     else:
         rows = stream = warmstart_rows.read(
             input_path or "-", fields=pipe.task.fields, columns=columns, on_error="skip" if skip_errors else "fail"
@@ -73,7 +74,7 @@ def command(
     predictions = pipe.predict_rows(_remember(rows, seen), max_tokens=max_tokens or MAX_TOKENS)
     if output is None and not as_json and console.is_terminal(sys.stdout):
         for prediction in predictions:
-            show_prediction(seen.popleft(), as_dict(prediction))
+            show_prediction(seen.popleft(), as_dict(prediction), names)
     else:
         inputs = [input_path] if input_path else []
         with warmstart_rows.open_writer(
@@ -95,10 +96,10 @@ def _remember(rows: Any, seen: deque[Any]) -> Iterator[Any]:
         yield row
 
 
-def show_prediction(row: Any, prediction: dict[str, Any]) -> None:
-    """A prediction for a person: the text, and a bar for each of the best scores."""
+def show_prediction(row: Any, prediction: dict[str, Any], names: tuple[str, ...] = ("text",)) -> None:
+    """A prediction for a person: the row's texts, by the `names` of their fields, and a bar for each best score."""
     width = shutil.get_terminal_size().columns
-    text = " / ".join(escape_terminal(str(row[name])) for name in ("text", "text_pair") if row.get(name))
+    text = " / ".join(escape_terminal(str(row[name])) for name in names if row.get(name))
     console.show(console.paint(text if len(text) <= width else text[: max(1, width - 1)] + "…", "1", sys.stdout))
     if isinstance(prediction.get("scores"), dict):
         _show_scores(prediction["scores"], prediction["label"])

@@ -19,6 +19,7 @@ from warmstart.rows import Labels
 
 HARDEST = 20  # rows shown
 DOTS = 1500  # points of a scatter plot
+_COMMON = {"tokens", "truncated", "flags"}  # what every task's prediction has
 _OURS = {"row", "prediction", "loss", "correct", "error", "label"}  # columns that are no input field
 
 
@@ -105,7 +106,8 @@ class _Tally:
             self._add_number(number, value)
             self._keep_if_hard(record, f"{number:.4g}", f"{value:.4g}", None)
             return
-        self._keep_if_hard(record, _said(true), _said(predicted), finite(prediction.get("score")))
+        shown = _said(predicted) if predicted is not None else _own_fields(prediction)
+        self._keep_if_hard(record, _said(true), shown, finite(prediction.get("score")))
 
     def judged(self, note: str) -> Judged:
         hardest = tuple(row for _, _, row in sorted(self.heap, key=lambda entry: (-entry[0], entry[1])))
@@ -158,6 +160,12 @@ def _json(value: object) -> object:
 
 def _as_list(value: object) -> list[object]:
     return list(value) if isinstance(value, list | tuple) else [] if value is None else [value]
+
+
+def _own_fields(prediction: Mapping[str, Any]) -> str:
+    """A prediction without a label, as its task's own fields."""
+    own = {name: value for name, value in prediction.items() if name not in _COMMON}
+    return json.dumps(own, ensure_ascii=False)[:400] if own else ""
 
 
 def _said(value: object) -> str:
