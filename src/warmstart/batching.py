@@ -21,6 +21,8 @@ T = TypeVar("T")
 # Rows per group of training batches that are sorted by length together: wide enough that little padding is left, and
 # narrow enough that a batch's company still changes from epoch to epoch.
 GROUP_ROWS = 1600
+# Batches that are tried for a row which must stand apart from others.
+_NEAR = 64
 
 
 def plan(
@@ -88,20 +90,58 @@ def plan_apart(
     do not divide, so that no row is left with few others.
 
     `keys` are what a row must not share with another of its batch, such as its texts: a text in two rows would be
-    right and wrong at once. Only where too many rows share one, a batch is smaller. In other ways as `plan_epoch`.
+    right and wrong at once. Only where too many rows share one, there are batches beyond these, and some are smaller.
+    In other ways as `plan_epoch`.
     """
     rng = generator(seed, "order", epoch)
     order = rng.permutation(len(lengths)).tolist()
     for start in range(0, len(order), GROUP_ROWS):
         order[start : start + GROUP_ROWS] = sorted(order[start : start + GROUP_ROWS], key=lambda i: -lengths[i])
-    waiting = deque(order)
+    count = math.ceil(len(order) / batch_size)
+    sizes = [len(order) // count + (k < len(order) % count) for k in range(count)]
+    batches: list[list[int]] = [[] for _ in range(count)]
+    taken: list[set[bytes]] = [set() for _ in range(count)]
+    left: list[int] = []
+    first = 0  # the first batch with room
+    for row in order:
+        near = range(first, min(first + _NEAR, count))  # so that rows of like length stay together
+        fits = (k for k in near if len(batches[k]) < sizes[k] and taken[k].isdisjoint(keys[row]))
+        if (place := next(fits, None)) is None:
+            left.append(row)
+            continue
+        batches[place].append(row)
+        taken[place] |= keys[row]
+        while first < count and len(batches[first]) == sizes[first]:
+            first += 1
+    alone = [row for i, row in enumerate(left) if i >= _NEAR or not _squeeze(row, batches, sizes, keys)]
+    batches = [batch for batch in batches if batch] + _greedy(alone, keys, batch_size)
+    return [batches[k] for k in rng.permutation(len(batches)).tolist()]
+
+
+def _squeeze(row: int, batches: list[list[int]], sizes: list[int], keys: Sequence[frozenset[bytes]]) -> bool:
+    """Put a row that fits no batch with room into a full one, whose row it replaces moves to the room."""
+    for k in [k for k, batch in enumerate(batches) if len(batch) < sizes[k]][:_NEAR]:
+        held = frozenset[bytes]().union(*(keys[other] for other in batches[k]))
+        if held.isdisjoint(keys[row]):
+            batches[k].append(row)
+            return True
+        for batch in batches[:_NEAR]:
+            rivals = {i for i, other in enumerate(batch) if not keys[other].isdisjoint(keys[row])}
+            for i, other in enumerate(batch):
+                if batch is not batches[k] and rivals <= {i} and held.isdisjoint(keys[other]):
+                    batch[i] = row
+                    batches[k].append(other)
+                    return True
+    return False
+
+
+def _greedy(rows: Sequence[int], keys: Sequence[frozenset[bytes]], batch_size: int) -> list[list[int]]:
+    """Batches of rows that share much: each takes what still goes together, among the next `GROUP_ROWS`."""
+    waiting = deque(rows)
     batches: list[list[int]] = []
     while waiting:
-        size = math.ceil(len(waiting) / math.ceil(len(waiting) / batch_size))
-        batch: list[int] = []
-        taken: set[bytes] = set()
-        passed: list[int] = []
-        while waiting and len(batch) < size and len(passed) < GROUP_ROWS:
+        batch, taken, passed = list[int](), set[bytes](), list[int]()
+        while waiting and len(batch) < batch_size and len(passed) < GROUP_ROWS:
             row = waiting.popleft()
             if taken.isdisjoint(keys[row]):
                 batch.append(row)
@@ -110,7 +150,7 @@ def plan_apart(
                 passed.append(row)
         waiting.extendleft(reversed(passed))
         batches.append(batch)
-    return [batches[k] for k in rng.permutation(len(batches)).tolist()]
+    return batches
 
 
 def collate(features: Sequence[Feature], pads: Mapping[str, Pad]) -> Batch:
