@@ -19,17 +19,8 @@ from warmstart.rows import Row, read
 from warmstart.tasks import Task, find_task
 from warmstart.tasks.contract import text_of
 from warmstart.verbs.bench_figures import undisturbed
-from warmstart.verbs.bench_race import (
-    Contestant,
-    Entry,
-    Place,
-    Worker,
-    find_setting,
-    race,
-    spare_cores,
-    usable_cores,
-    working,
-)
+from warmstart.verbs.bench_process import Contestant, Place, Worker, spare_cores, usable_cores, working
+from warmstart.verbs.bench_race import Entry, find_setting, race
 from warmstart.verbs.bench_result import OURS, TEXTBOOK, Bench, standing
 from warmstart.verbs.bench_worker import Fields
 from warmstart.verbs.load import task_of
@@ -94,8 +85,7 @@ def bench(
         if len(ready) == 1:
             log.warning("%s: there is nothing here to compare with", kind.name)
         workers = {each.entry.name: each.worker for each in ready}
-        surveys = {name: worker.survey(_WORKLOAD, _setting(ready, name)) for name, worker in workers.items()}
-        trials = tuple(race([each.entry for each in ready], workers, {_WORKLOAD: len(texts)}, progress=say))
+        trials, surveys = race([each.entry for each in ready], workers, {_WORKLOAD: len(texts)}, progress=say)
     quiet = undisturbed(trials) if place.threads == 1 and where == "cpu" else None
     if quiet is not None and quiet < QUIET:
         log.warning("the machine was busy: the contestants had their core for %.0f %% of the time", 100 * quiet)
@@ -103,11 +93,11 @@ def bench(
         model=str(model),
         task=kind.name,
         rows=len(texts),
-        tokens=surveys[OURS]["tokens"],
+        tokens=surveys[_WORKLOAD, OURS].tokens or 0,
         threads=place.threads,
         device=where,
         standings=tuple(standing(_WORKLOAD, each.entry, trials, surveys) for each in ready),
-        trials=trials,
+        trials=tuple(trials),
         searched={each.entry.name: each.searched for each in ready if each.searched},
         failed=failed,
         undisturbed=quiet,
@@ -172,7 +162,3 @@ def _peers(facts: Mapping[str, Any], folder: str) -> Iterator[Contestant]:
             )
         if facts["pooling"] in ("mean", "cls"):  # what the loops on model cards do
             yield Contestant(TEXTBOOK, module, {**settings, "peer": "textbook"}, (TEXTBOOK_BATCH,))
-
-
-def _setting(ready: Sequence[_Ready], name: str) -> int | None:
-    return next(each.entry.setting for each in ready if each.entry.name == name)

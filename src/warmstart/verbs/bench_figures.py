@@ -71,12 +71,12 @@ def disagreements(answers: Sequence[Any], reference: Sequence[Any]) -> list[int]
     return [position for position, (one, other) in pairs if not _same(one, other)]
 
 
-def padding(positions: int | None, tokens: int) -> float | None:
+def padding(positions: int | None, tokens: int | None) -> float | None:
     """The share of computed token positions that held no token; None if the positions are not known.
 
     Computing fewer positions than there are tokens, as for one row of the last layer only, is no padding either.
     """
-    return None if not positions else max(0.0, 1 - tokens / positions)
+    return None if not positions or tokens is None else max(0.0, 1 - tokens / positions)
 
 
 def removed(positions: int | None, textbook: int | None) -> float | None:

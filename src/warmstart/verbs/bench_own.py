@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from warmstart.engine import Runtime
+from warmstart.features import Array, Batch
 from warmstart.pipeline import Pipeline
 from warmstart.rows import texts
 from warmstart.tasks import as_dict
@@ -21,6 +24,7 @@ class Own:
 
     pipe: Pipeline
     answer: Callable[[Any], Any]
+    exported: bool = False  # a graph, which has no torch module
 
     @property
     def facts(self) -> Mapping[str, Any]:
@@ -34,7 +38,7 @@ class Own:
 
     @property
     def model(self) -> Any:
-        return self.pipe.model
+        return None if self.exported else self.pipe.model
 
     def answers(self, rows: Sequence[Fields], setting: int | None) -> list[Any]:
         return [self.answer(prediction) for prediction in self.pipe(plain(rows))]
@@ -42,14 +46,40 @@ class Own:
     def tokens(self, rows: Sequence[Fields]) -> int:
         return sum(feature.length for feature in self.pipe.task.encode(list(texts(list(rows)))))
 
+    def positions(self, rows: Sequence[Fields], setting: int | None) -> int:
+        """For a graph: what it is handed, padding among it."""
+        counted = _Counted(self.pipe.runtime, [])
+        for _ in dataclasses.replace(self.pipe, runtime=counted)(plain(rows)):
+            pass
+        return sum(counted.seen)
+
+    def gemm_peak(self) -> float | None:
+        return None  # a graph's products cannot be called alone
+
+
+@dataclass(frozen=True)
+class _Counted:
+    """A runtime that remembers how many token positions each batch had."""
+
+    runtime: Runtime
+    seen: list[int]
+
+    @property
+    def device(self) -> str:
+        return self.runtime.device
+
+    def run(self, batch: Batch) -> dict[str, Array]:
+        self.seen.append(batch.inputs["input_ids"].size)
+        return self.runtime.run(batch)
+
 
 def start(settings: Mapping[str, Any]) -> Own:
-    """`settings`: model, task, device and dtype, as `ws.load` takes them."""
+    """`settings`: model, task, device and dtype, as `ws.load` takes them; exported, if the model is a graph."""
     pipe = load(
         settings["model"], task=settings.get("task"), device=settings.get("device", "auto"),
         dtype=settings.get("dtype", "float32"),
     )  # fmt: skip
-    return Own(pipe, answer_of(pipe))
+    return Own(pipe, answer_of(pipe), settings.get("exported", False))
 
 
 def plain(rows: Sequence[Fields]) -> list[Any]:

@@ -1,4 +1,4 @@
-"""The parent side of a benchmark: contestants in processes of their own, run in turn on the same rows.
+"""Contestants run in turn on the same rows, and the search for a contestant's best setting.
 
 Each has the same cores and the same number of threads, and waits while another runs. They alternate, so that what the
 machine does meanwhile meets all of them, and a ratio is taken inside each repeat before the median of the ratios is.
@@ -7,20 +7,13 @@ machine does meanwhile meets all of them, and a ratio is taken inside each repea
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
 import statistics
-import subprocess
-import sys
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
-from warmstart import errors
-from warmstart.errors import WarmstartError
+from warmstart.verbs.bench_process import Contestant, Place, Worker, working
 from warmstart.verbs.bench_worker import Fields
 
 T = TypeVar("T")
@@ -28,29 +21,7 @@ Found = tuple[int | None, Mapping[int, Sequence[float]]]  # a best setting, and 
 
 # A setting whose first time is within this share of the best is timed again before the best is named.
 CLOSE = 1.15
-WARM_UP_ROWS = 32
-
-
-@dataclass(frozen=True)
-class Contestant:
-    """Who runs: a module with `start(settings)`, its settings, and the batch sizes among which its best is to be found.
-
-    `path`: a folder to import `module` from; None for a module of this package.
-    """
-
-    name: str
-    module: str
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    choices: tuple[int, ...] = ()
-    path: str | None = None
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where all of them run: the same cores, the same number of threads. No cores: wherever the system likes."""
-
-    threads: int = 1
-    cores: tuple[int, ...] = ()
+WARM_UP_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -85,85 +56,13 @@ class Trial:
         return dataclasses.asdict(self)
 
 
-class Worker:
-    """A contestant in a process of its own. `facts` are what it says about itself."""
+@dataclass(frozen=True)
+class Survey:
+    """A contestant's answers on a workload; the tokens it read and the token positions it computed, None if unknown."""
 
-    def __init__(self, contestant: Contestant, place: Place) -> None:
-        self.contestant = contestant
-        self._noise = tempfile.TemporaryFile()  # noqa: SIM115 – lives as long as the process
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "warmstart.verbs.bench_worker", contestant.module],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._noise,
-            text=True,
-            encoding="utf-8",
-            env=_environment(place, contestant.path),
-        )
-        settings = {**contestant.settings, "threads": place.threads, "cores": list(place.cores)}
-        self.facts: Mapping[str, Any] = self._exchange(settings)["facts"]
-
-    def load(self, workload: str, rows: Sequence[Fields]) -> None:
-        """Hand over a workload's rows, once."""
-        self._exchange({"ask": "rows", "workload": workload, "rows": list(rows)})
-
-    def run(self, workload: str, setting: int | None, *, first: int | None = None) -> Any:
-        """Run the workload (or its `first` rows): seconds, cpu_seconds, peak_mb."""
-        return self._exchange({"ask": "run", "workload": workload, "setting": setting, "first": first})
-
-    def survey(self, workload: str, setting: int | None) -> Any:
-        """One untimed run that warms up: answers; tokens and token positions computed, None where it cannot tell."""
-        return self._exchange({"ask": "survey", "workload": workload, "setting": setting})
-
-    def gemm_peak(self) -> float | None:
-        """GFLOP/s of this process's best matrix product of the model's largest layer, if the contestant can tell."""
-        found: float | None = self._exchange({"ask": "peak"})["gflops"]
-        return found
-
-    def close(self) -> None:
-        """End the process and wait for it."""
-        assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.kill()
-        self._process.wait()
-        self._process.stdin.close()
-        self._process.stdout.close()
-        self._noise.close()
-
-    def _exchange(self, message: Mapping[str, Any]) -> Any:
-        assert self._process.stdin is not None and self._process.stdout is not None
-        try:
-            self._process.stdin.write(json.dumps(message) + "\n")
-            self._process.stdin.flush()
-            line = self._process.stdout.readline()
-        except BrokenPipeError:
-            line = ""
-        reply = json.loads(line) if line else {"error": {"kind": "", "what": self._last_words()}}
-        if "error" in reply:
-            error = _rebuilt(self.contestant.name, reply["error"])
-            self.close()
-            raise error
-        return reply
-
-    def _last_words(self) -> str:
-        self._process.wait()
-        self._noise.seek(0)
-        lines = self._noise.read().decode("utf-8", "replace").strip().splitlines()
-        ended = f"its process ended with code {self._process.returncode}"
-        return f"{ended}: {lines[-1][:400]}" if lines else ended
-
-
-@contextmanager
-def working(contestants: Sequence[Contestant], place: Place) -> Iterator[dict[str, Worker]]:
-    """A worker for each contestant, by name; they end with the block.
-
-    Raises the contestant's own error, or WarmstartError "contestant-failed".
-    """
-    with ExitStack() as stack:
-        workers = {}
-        for contestant in contestants:
-            workers[contestant.name] = Worker(contestant, place)
-            stack.callback(workers[contestant.name].close)
-        yield workers
+    answers: Sequence[Any]
+    tokens: int | None
+    positions: int | None
 
 
 def turns(entries: Sequence[T], repeat: int) -> list[T]:
@@ -184,17 +83,28 @@ def race(
     rows: Mapping[str, int],
     *,
     progress: Callable[[str], None] | None = None,
-) -> Iterator[Trial]:
-    """Run the entries in turn, workload by workload and repeat by repeat. `rows`: the number of rows of a workload."""
+) -> tuple[list[Trial], dict[tuple[str, str], Survey]]:
+    """Run the entries in turn, workload by workload and repeat by repeat, after a warm-up of `WARM_UP_ROWS`.
+
+    `rows`: the number of rows of each workload, which the workers hold already. Returns every trial, and what the
+    first repeat found out, by workload and name.
+    """
+    trials: list[Trial] = []
+    surveys: dict[tuple[str, str], Survey] = {}
     for workload in dict.fromkeys(entry.workload for entry in entries):
         here = [entry for entry in entries if entry.workload == workload]
+        for entry in here:
+            workers[entry.name].run(workload, entry.setting, first=WARM_UP_ROWS)
         for repeat in range(max(entry.repeats for entry in here)):
             running = [entry for entry in here if repeat < entry.repeats]
             for turn, entry in enumerate(turns(running, repeat)):
                 if progress is not None:
                     progress(f"{workload}: repeat {repeat + 1}, {entry.name}")
-                measured = workers[entry.name].run(workload, entry.setting)
-                yield Trial(workload, entry.name, entry.setting, repeat, turn, rows[workload], **measured)
+                measured = dict(workers[entry.name].run(workload, entry.setting, survey=repeat == 0))
+                if repeat == 0:
+                    surveys[workload, entry.name] = Survey(**measured.pop("survey"))
+                trials.append(Trial(workload, entry.name, entry.setting, repeat, turn, rows[workload], **measured))
+    return trials, surveys
 
 
 def best_setting(
@@ -236,42 +146,3 @@ def find_setting(contestant: Contestant, place: Place, workloads: Mapping[str, S
 def _seconds(worker: Worker, workload: str, setting: int) -> float:
     seconds: float = worker.run(workload, setting)["seconds"]
     return seconds
-
-
-def spare_cores(count: int) -> tuple[int, ...]:
-    """The last `count` cores this process may use; none where the system does not say."""
-    usable = sorted(os.sched_getaffinity(0)) if sys.platform == "linux" else []
-    return tuple(usable[-count:]) if len(usable) >= count else ()
-
-
-def usable_cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-
-
-def _environment(place: Place, path: str | None) -> dict[str, str]:
-    threads = str(place.threads)
-    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
-    # What is measured lies on this machine already: no library may look for a newer one meanwhile.
-    own = dict.fromkeys(names, threads) | {
-        "HF_HUB_OFFLINE": "1",
-        "TOKENIZERS_PARALLELISM": str(place.threads > 1).lower(),
-    }
-    found = {**os.environ, **own}
-    if path is not None:
-        found["PYTHONPATH"] = os.pathsep.join(part for part in (path, os.environ.get("PYTHONPATH", "")) if part)
-    return found
-
-
-def _rebuilt(name: str, error: Mapping[str, Any]) -> WarmstartError:
-    """The child's error as the parent's own."""
-    kinds = {kind.__name__: kind for kind in (errors.UsageError, errors.DataError, errors.CheckpointError)}
-    if "code" in error:
-        kind = kinds.get(error["kind"], WarmstartError)
-        return kind(error["code"], error["what"], fix=error["next"], where=error["where"] or None, value=error["value"])
-    return WarmstartError(
-        "contestant-failed",
-        f"{name} could not run: {': '.join(part for part in (error['kind'], error['what']) if part)}",
-        where=name,
-        fix="try the checkpoint with warmstart predict; fewer rows (--rows) need less memory",
-    )

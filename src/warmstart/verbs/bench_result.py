@@ -8,7 +8,7 @@ from typing import Any
 
 from warmstart.provenance import environment
 from warmstart.verbs.bench_figures import Ratio, agreement, aligned, of, padding, ratio, removed, rows_per_second
-from warmstart.verbs.bench_race import Entry, Trial
+from warmstart.verbs.bench_race import Entry, Survey, Trial
 
 OURS, TEXTBOOK = "warmstart", "textbook loop"
 
@@ -87,20 +87,21 @@ class Bench:
 
 
 def standing(
-    workload: str, entry: Entry, trials: Sequence[Trial], surveys: Mapping[str, Mapping[str, Any]]
+    workload: str, entry: Entry, trials: Sequence[Trial], surveys: Mapping[tuple[str, str], Survey]
 ) -> Standing:
-    """A contestant's figures on a workload, from its trials and from everybody's untimed run (`Worker.survey`)."""
+    """A contestant's figures on a workload, from what `race` returns."""
     own, mine = of(trials, workload, OURS), of(trials, workload, entry.name)
-    survey, textbook = surveys[entry.name], surveys.get(TEXTBOOK, {})
+    survey, reference, textbook = (surveys.get((workload, name)) for name in (entry.name, OURS, TEXTBOOK))
+    assert survey is not None and reference is not None
     ours = entry.name == OURS
     return Standing(
         name=entry.name,
         batch_size=entry.setting,
         rows_per_second=rows_per_second(mine),
         ratio=None if ours else ratio(own, mine),
-        padding=padding(survey["positions"], surveys[OURS]["tokens"]),
-        removed=removed(survey["positions"], textbook.get("positions")),
-        agreement=None if ours else agreement(survey["answers"], surveys[OURS]["answers"]),
+        padding=padding(survey.positions, reference.tokens),
+        removed=removed(survey.positions, None if textbook is None else textbook.positions),
+        agreement=None if ours else agreement(survey.answers, reference.answers),
         peak_mb=max((trial.peak_mb for trial in mine if trial.peak_mb is not None), default=None),
     )
 

@@ -6,10 +6,9 @@
 first), one goes out on stdout for each. Whatever a library prints goes to stderr.
 
     {"ask": "rows", "workload": "reviews", "rows": [{"text": …}, …]}   → {}
-    {"ask": "run", "workload": "reviews", "setting": 8, "first": 64}
-        → {"seconds": 0.1, "cpu_seconds": 0.1, "peak_mb": 512.0}
-    {"ask": "survey", "workload": "reviews", "setting": 8}
-        → {"answers": […], "tokens": 900, "positions": 1024}
+    {"ask": "run", "workload": "reviews", "setting": 8, "first": 64, "survey": true}
+        → {"seconds": 0.1, "cpu_seconds": 0.1, "peak_mb": 512.0,
+           "survey": {"answers": […], "tokens": 900, "positions": 1024}}
     {"ask": "peak"}                                                    → {"gflops": 120.5}
 
 An error comes back as {"error": {…}}; the end of stdin ends the worker.
@@ -105,28 +104,27 @@ def _reply(contestant: Contestant, workloads: dict[str, list[Fields]], message: 
         workloads[message["workload"]] = message["rows"]
         return {}
     rows, setting = workloads[message["workload"]][: message.get("first")], message["setting"]
-    if ask == "survey":
-        return _survey(contestant, rows, setting)
-    return _timed(lambda: contestant.answers(rows, setting))
+    if not message["survey"]:
+        return _timed(lambda: contestant.answers(rows, setting))[1]
+    if contestant.model is None:
+        answers, measured = _timed(lambda: contestant.answers(rows, setting))
+        positions = contestant.positions(rows, setting) if isinstance(contestant, Gauged) else None
+    else:
+        # The hook that counts is called once a batch: nothing beside what the batch costs.
+        (answers, measured), positions = count_positions(
+            contestant.model, lambda: _timed(lambda: contestant.answers(rows, setting))
+        )
+    tokens = contestant.tokens(rows) if isinstance(contestant, Counting) else None
+    return {**measured, "survey": {"answers": answers, "tokens": tokens, "positions": positions}}
 
 
-def _timed(run: Callable[[], object]) -> dict[str, Any]:
+def _timed(run: Callable[[], T]) -> tuple[T, dict[str, Any]]:
     gc.collect()  # the last run's garbage is not this one's
     forget_peak_memory()
     cpu, wall = time.process_time(), time.perf_counter()
-    run()
+    found = run()
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    return {"seconds": wall, "cpu_seconds": cpu, "peak_mb": peak_memory_mb()}
-
-
-def _survey(contestant: Contestant, rows: Sequence[Fields], setting: int | None) -> dict[str, Any]:
-    if contestant.model is None:
-        answers = contestant.answers(rows, setting)
-        positions = contestant.positions(rows, setting) if isinstance(contestant, Gauged) else None
-    else:
-        answers, positions = count_positions(contestant.model, lambda: contestant.answers(rows, setting))
-    tokens = contestant.tokens(rows) if isinstance(contestant, Counting) else None
-    return {"answers": answers, "tokens": tokens, "positions": positions}
+    return found, {"seconds": wall, "cpu_seconds": cpu, "peak_mb": peak_memory_mb()}
 
 
 def count_positions(model: Any, run: Callable[[], T]) -> tuple[T, int | None]:

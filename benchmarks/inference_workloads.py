@@ -1,0 +1,63 @@
+"""What the inference benchmark runs over: the texts, their labels, and what a model has to compute for them."""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+DATA = Path(__file__).parent.parent.parent / "shared" / "data"
+MIXTURE = {"reviews": 1018, "questions": 500, "contexts": 240}
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Texts, and for those that are reviews their label in upper case, else None."""
+
+    name: str
+    texts: tuple[str, ...]
+    labels: tuple[str | None, ...]
+
+    @property
+    def rows(self) -> list[dict[str, str]]:
+        return [{"text": text} for text in self.texts]
+
+    def first(self, count: int | None) -> Workload:
+        return Workload(self.name, self.texts[:count], self.labels[:count])
+
+
+def workloads() -> dict[str, Workload]:
+    """`reviews`: the test part. `mixed`: reviews, questions and XQuAD contexts as `MIXTURE` says, shuffled."""
+    with (DATA / "reviews" / "test.jsonl").open(encoding="utf-8") as file:
+        rows = [json.loads(line) for line in file]
+    reviews = [(row["text"], row["label"].upper()) for row in rows]
+    with (DATA / "questions" / "test.csv").open(encoding="utf-8", newline="") as file:
+        questions = [(row["text"], None) for row in csv.DictReader(file)]
+    squad = json.loads((DATA / "answers" / "xquad.en.json").read_text(encoding="utf-8"))
+    contexts = [(part["context"], None) for article in squad["data"] for part in article["paragraphs"]]
+    mixed: list[tuple[str, str | None]] = []
+    for name, texts in (("reviews", reviews), ("questions", questions), ("contexts", contexts)):
+        if len(texts) < MIXTURE[name]:
+            raise SystemExit(f"{name}: {len(texts)} texts, and {MIXTURE[name]} are needed")
+        mixed += texts[: MIXTURE[name]]
+    random.Random(SEED).shuffle(mixed)
+    return {name: _workload(name, texts) for name, texts in (("reviews", reviews), ("mixed", mixed))}
+
+
+def _workload(name: str, texts: Sequence[tuple[str, str | None]]) -> Workload:
+    return Workload(name, tuple(text for text, _ in texts), tuple(label for _, label in texts))
+
+
+def gigaflops(lengths: Sequence[int], config: Mapping[str, Any]) -> float:
+    """Multiplications and additions, in 10^9, of the matrix products that a BERT encoder needs for texts of these
+    lengths: the four projections and two feed-forward products of each token, scores and mixing of attention. No
+    padding, embeddings, head, softmax or norms."""
+    hidden, inner, layers = config["hidden_size"], config["intermediate_size"], config["num_hidden_layers"]
+    products = 2 * (4 * hidden * hidden + 2 * hidden * inner) * sum(lengths)
+    attention = 4 * hidden * sum(length * length for length in lengths)
+    return float(layers * (products + attention) / 1e9)
