@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -196,12 +197,14 @@ def _without_begin(values: Sequence[Any], tags: Sequence[Tag]) -> int:
 
 def _apart(spans: Sequence[Span], repairs: Counter[str]) -> list[Span]:
     """The spans without those that overlap a longer one, or an equally long one before it."""
-    kept: list[Span] = []
-    for span in sorted(set(spans), key=lambda span: (span.start - span.end, span.start)):
-        if all(span.end <= other.start or other.end <= span.start for other in kept):
-            kept.append(span)
-    repairs[OVERLAP] += len(set(spans)) - len(kept)
-    return sorted(kept)
+    different = set(spans)
+    kept: list[Span] = []  # by position
+    for span in sorted(different, key=lambda span: (span.start - span.end, span)):
+        at = bisect.bisect(kept, span)
+        if (at == 0 or kept[at - 1].end <= span.start) and (at == len(kept) or span.end <= kept[at].start):
+            kept.insert(at, span)
+    repairs[OVERLAP] += len(different) - len(kept)
+    return kept
 
 
 def word_runs(spans: Sequence[Span], words: Sequence[tuple[int, int]]) -> list[Run]:
