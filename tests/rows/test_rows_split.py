@@ -58,4 +58,12 @@ def test_a_row_without_text_is_named() -> None:
     with pytest.raises(DataError) as caught:
         hold_out([Row({"text": "a"}), Row({"text": None})], 0.5)
     assert caught.value.code == "field-missing"
-    assert hold_out([Row({"q": "a"})], 0.5, field="q") == ([{"q": "a"}], [])
+    assert hold_out([Row({"q": "a"})], 0.5, fields=("text", "q")) == ([{"q": "a"}], [])
+
+
+def test_a_list_of_words_is_held_as_its_text() -> None:
+    texts = [Row({"text": f"word {i} film"}) for i in range(200)]
+    words = [Row({"tokens": row["text"].split()}) for row in texts]
+    held = [row["text"] for row in hold_out(texts, 0.2)[1]]
+    assert [" ".join(row["tokens"]) for row in hold_out(words, 0.2, fields=("text", "tokens"))[1]] == held
+    assert held

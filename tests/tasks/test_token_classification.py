@@ -332,6 +332,16 @@ def test_learning_the_table_of_labels(load: Callable[..., ws.Pipeline], caplog: 
     assert "differ in case only" in caplog.text
 
 
+def test_a_share_of_rows_of_words_can_be_held_out(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    rows = [{"tokens": ["Ann", f"word{i}"], "tags": ["B-PER", "O"]} for i in range(40)]
+    config = ws.TrainConfig(max_steps=1, device="cpu")
+    run = ws.train(tiny("bert", "base"), rows, output=tmp_path / "run", task="ner", validation=0.2, config=config)
+    assert run.validation is not None
+    assert 2 <= run.validation.rows <= 16
+    report = (tmp_path / "run" / "report.html").read_text()
+    assert "f1" in report.lower()
+
+
 def test_a_classifier_of_whole_texts_is_no_tagger(tiny: Callable[..., Path]) -> None:
     pipe = ws.load(tiny("bert"), task="ner", device="cpu")
     with pytest.raises(UsageError) as caught:

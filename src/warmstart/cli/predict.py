@@ -121,7 +121,15 @@ def _show_scores(scores: dict[str, float], label: str | list[str]) -> None:
 
 
 def _brief(value: object) -> str:
+    if isinstance(value, dict):
+        return " ".join(_brief(part) for part in value.values())
+    if isinstance(value, float):
+        return f"{value:.4f}"
     if not isinstance(value, list):
         return escape_terminal(str(value))
+    if not value:
+        return "none"
+    if isinstance(value[0], dict):
+        return "".join(f"\n    {_brief(part)}" for part in value)
     shown = ", ".join(f"{part:.4f}" if isinstance(part, float) else escape_terminal(str(part)) for part in value[:6])
     return f"[{shown}{', …' if len(value) > 6 else ''}] {len(value)} values"

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from warmstart.errors import DataError, UsageError
 from warmstart.rows.row import Row
+from warmstart.rows.targets import plain_value
 
 
 def bucket(text: str) -> int:
@@ -22,8 +23,11 @@ def bucket(text: str) -> int:
     return hashlib.sha256(_letters(text).encode()).digest()[0] % 10
 
 
-def hold_out(rows: Iterable[Row], fraction: float, *, field: str = "text") -> tuple[list[Row], list[Row]]:
-    """(train, held): about `fraction` of the rows are held, chosen by the hash of the text alone.
+def hold_out(
+    rows: Iterable[Row], fraction: float, *, fields: Sequence[str] = ("text",)
+) -> tuple[list[Row], list[Row]]:
+    """(train, held): about `fraction` of the rows are held, chosen by the hash of the text alone: of the first of
+    `fields` that a row has. A list of words counts as their text.
 
     Equal texts stay together, the order of rows does not matter, and a row that is held stays held when rows are
     added. With at least two different texts neither part is empty. Reads all rows; each part keeps their order.
@@ -31,7 +35,7 @@ def hold_out(rows: Iterable[Row], fraction: float, *, field: str = "text") -> tu
     Bytes of the hash that `bucket` does not look at are used: rows already chosen by bucket split evenly again.
 
     Raises `UsageError` "fraction-out-of-range" unless 0 < fraction < 1, and `DataError` "field-missing" for a row
-    without a string in `field`.
+    without a text in any of `fields`.
 
         >>> train, held = hold_out([Row({"text": str(n)}) for n in range(1000)], 0.1)
         >>> len(train) + len(held)
@@ -45,7 +49,7 @@ def hold_out(rows: Iterable[Row], fraction: float, *, field: str = "text") -> tu
             fix="give a fraction such as 0.1",
         )
     rows = list(rows)
-    shares = [_share(_text_of(row, field)) for row in rows]
+    shares = [_share(_text_of(row, fields)) for row in rows]
     if not rows:
         return [], []
     low, high = min(shares), max(shares)
@@ -73,14 +77,17 @@ def _just_above(share: float) -> float:
     return share + 2**-53
 
 
-def _text_of(row: Row, field: str) -> str:
-    text = row.get(field)
-    if not isinstance(text, str):
-        raise DataError(
-            "field-missing",
-            f"a row has no text in {field!r}, so it cannot be assigned to a part",
-            where=row.where,
-            value=text,
-            fix=f"give every row a string in {field!r}, or name another field",
-        )
-    return text
+def _text_of(row: Row, fields: Sequence[str]) -> str:
+    for field in fields:
+        value = plain_value(row.get(field))
+        if isinstance(value, list | tuple) and all(isinstance(item, str) for item in value):
+            value = " ".join(value)
+        if isinstance(value, str):
+            return value
+    raise DataError(
+        "field-missing",
+        f"a row has no text in {' or '.join(map(repr, fields))}, so it cannot be assigned to a part",
+        where=row.where,
+        value=sorted(row),
+        fix=f"give every row a text in {fields[0]!r}, or name another field",
+    )
