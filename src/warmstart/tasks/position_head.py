@@ -32,11 +32,13 @@ class _Chosen:
     def __init__(self, base: Any, chosen: Any) -> None:
         self._base, self._chosen = base, chosen
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def _hand_on(self, *args: Any, **kwargs: Any) -> Any:
         outputs = self._base(*args, **kwargs)
         if "last_hidden_state" in outputs:
             outputs["last_hidden_state"] = outputs["last_hidden_state"][self._chosen].unsqueeze(0)
         return outputs
+
+    __call__ = _hand_on  # with the arguments of the encoder's forward, whatever they are
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._base, name)  # a head may read the encoder's embeddings
