@@ -1,0 +1,92 @@
+"""`warmstart search`, from texts to embeddings to what is found among them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import warmstart as ws
+
+TEXTS = ["a good film", "the worst plot", "LangChain is fun", "two hours of my life", "happy words"]
+
+
+@pytest.fixture
+def corpus(warmstart: Any, tiny: Callable[..., Path], tmp_path: Path) -> tuple[str, Path, Path]:
+    """The model, its embeddings of TEXTS, and the file of the texts."""
+    model, texts, target = str(tiny("bert", "base")), tmp_path / "texts.txt", tmp_path / "corpus.npy"
+    texts.write_text("".join(f"{text}\n" for text in TEXTS), encoding="utf-8")
+    done = warmstart("predict", "-m", model, "--task", "sentence-embedding", "-i", texts, "-o", target)
+    assert done.code == 0, done.err
+    return model, target, texts
+
+
+def test_what_predict_wrote_is_what_the_library_gives(corpus: tuple[str, Path, Path]) -> None:
+    model, target, _ = corpus
+    pipe = ws.load(model, task="sentence-embedding", device="cpu")
+    wanted = np.array([prediction.embedding for prediction in pipe(TEXTS)], dtype=np.float32)
+    np.testing.assert_allclose(np.lib.format.open_memmap(target, mode="r"), wanted, atol=1e-6)
+
+
+def test_search_on_the_command_line_is_the_library(warmstart: Any, corpus: tuple[str, Path, Path]) -> None:
+    model, target, texts = corpus
+    queries = ["a film", "fun"]
+    done = warmstart("search", *queries, "-m", model, "-e", target, "-k", "3", "--device", "cpu")
+    assert done.code == 0, done.err
+    pipe = ws.load(model, task="sentence-embedding", device="cpu")
+    found = ws.search(pipe(queries), target, k=3)
+    lines = [json.loads(line) for line in done.out.splitlines()]
+    assert [line["text"] for line in lines] == queries
+    for line, hits in zip(lines, found, strict=True):
+        assert line["results"] == [{"index": hit.index, "score": pytest.approx(hit.score, abs=1e-6)} for hit in hits]
+    shown = warmstart("search", TEXTS[1], "-m", model, "-e", target, "--texts", texts, "-k", "2")
+    best = json.loads(shown.out)["results"][0]
+    assert (best["index"], best["text"]) == (1, TEXTS[1]) and best["score"] == pytest.approx(1, abs=1e-5)
+
+
+def test_queries_from_a_file(warmstart: Any, corpus: tuple[str, Path, Path], tmp_path: Path) -> None:
+    model, target, _ = corpus
+    (tmp_path / "queries.jsonl").write_text('{"query": "a film"}\n{"query": "fun"}\n', encoding="utf-8")
+    done = warmstart("search", "-i", tmp_path / "queries.jsonl", "-m", model, "-e", target)
+    assert done.out == warmstart("search", "a film", "fun", "-m", model, "-e", target).out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        ([], 2, "search-queries"),
+        (["a", "-i", "texts.txt"], 2, "search-queries"),
+        (["a", "-e", "texts.txt"], 3, "embeddings-unreadable"),
+        (["a", "-e", "none.npy"], 3, "embeddings-unreadable"),
+        (["a", "-e", "narrow.npy"], 3, "embeddings-width"),
+        (["a", "--texts", "short.txt", "-k", "5"], 3, "texts-too-few"),
+        (["a", "-k", "0"], 2, "-k"),
+        (["a", "--similarity", "euclid"], 2, "euclid"),
+    ],
+)
+def test_mistakes(
+    warmstart: Any,
+    corpus: tuple[str, Path, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    code: int,
+    words: str,
+) -> None:
+    model, target, _ = corpus
+    monkeypatch.chdir(target.parent)
+    np.save("narrow.npy", np.ones((3, 2), np.float32))
+    Path("short.txt").write_text("one\ntwo\n", encoding="utf-8")
+    embeddings = [] if "-e" in arguments else ["-e", "corpus.npy"]
+    done = warmstart("search", *arguments, *embeddings, "-m", model)
+    assert done.code == code and words in done.err, done.err
+    assert "Traceback" not in done.err
+
+
+def test_a_prediction_without_a_vector_is_no_matrix(warmstart: Any, tiny: Callable[..., Path], tmp_path: Path) -> None:
+    done = warmstart("predict", "-m", tiny("bert"), "a film", "-o", tmp_path / "out.npy")
+    assert done.code == 3 and "npy-no-vector" in done.err
+    assert not (tmp_path / "out.npy").exists()
