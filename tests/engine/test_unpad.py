@@ -38,6 +38,7 @@ def pairs() -> dict[str, tuple[PreTrainedModel, PreTrainedModel]]:
 def tokens_of(model: PreTrainedModel) -> int:
     """How many tokens are to pass the feed-forward layers: all of each, and of a last layer of which only the first
     tokens are read, one for each row."""
+    assert sum(LENGTHS) <= tokens_per_pass(model) < len(LENGTHS) * max(LENGTHS)
     every = tokens_per_pass(model) * passes(model)
     return every - sum(LENGTHS) + len(LENGTHS) if reads_first_token_alone(model) else every
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -18,45 +19,86 @@ from warmstart.engine.packing import Pack
 _STOCK_ONLY = ("past_key_values", "encoder_hidden_states", "output_attentions", "output_hidden_states")
 
 
-def by_name(module: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of a call to `module.forward`, all by name."""
-    return dict(zip(_parameters(module.__class__), args, strict=False)) | kwargs
+@dataclass(frozen=True)
+class UnpaddedCall:
+    """Stands in for a base model's `forward`: decides whether a call is packed, and hands the pack down by keyword.
 
-
-def usable_mask(
-    module: PreTrainedModel, given: Mapping[str, Any], *, full_too: bool, first_is_read: bool, windowed: bool
-) -> Tensor | None:
-    """The mask of shape (B, S) by which this call is packed, or None where it runs as it is.
-
-    `full_too`: pack also where the mask hides nothing. `first_is_read`: heads read position 0, whatever stands there.
-    `windowed`: in some layer, tokens far apart do not see each other.
+    No hook, because some callers, sentence-transformers among them, call `forward` itself.
     """
-    mask = given.get("attention_mask")
-    inputs = given.get("input_ids") if given.get("input_ids") is not None else given.get("inputs_embeds")
-    if not isinstance(mask, Tensor) or inputs is None or mask.shape != inputs.shape[:2]:
-        return None
-    # What is traced for export or compilation stays the stock graph, of any shape; a meta tensor hides nothing.
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or mask.is_meta or not mask.numel():
-        return None
-    wanted = (given.get(name) for name in _STOCK_ONLY)
-    if any(value is not None and value is not False for value in wanted) or given.get("is_causal") is not None:
-        return None
-    config = module.config
-    if config.output_attentions or config.output_hidden_states:
-        return None
-    # Someone has chosen another attention since, or undone this model's through a config that two models share.
-    if config._attn_implementation not in packed_attention.NAMES:
-        return None
-    mask = mask.to(inputs.device)
-    if mask.all():
-        return mask if full_too else None
-    if not mask.any() or (first_is_read and not mask[:, 0].all()):
-        return None
-    # Across a hole, tokens of a pack stand nearer to each other than they are.
-    return None if windowed and _has_holes(mask) else mask
+
+    forward: Callable[..., Any]  # the base's own
+    base: PreTrainedModel
+    attention: str  # the implementation that `pad` gives back
+    whole: bool  # packed from the ids on, not from the stack on
+    generates: bool
+    first_is_read: bool  # heads read position 0, whatever stands there
+    windowed: bool  # in some layer, tokens far apart do not see each other
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        return inspect.signature(self.forward)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        first_token_only = kwargs.pop("first_token_only", False)
+        # What is traced for export or compilation stays the stock graph, of any shape.
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return self.forward(*args, **kwargs)
+        given = dict(zip(_parameters(self.base.__class__), args, strict=False)) | kwargs
+        mask = self._usable_mask(given, full_too=first_token_only)
+        if mask is None:
+            return self.forward(*args, **kwargs)
+        pack = Pack.of(mask)
+        if self.whole:
+            return unpacked(self.forward(**_packed_inputs(given, pack) | {"use_cache": False}), pack)
+        # ESM's embeddings read the mask; the others pass it on to an attention that no longer needs it.
+        needed = {} if self.base.config.model_type == "esm" else {"attention_mask": None}
+        return self.forward(**given | needed | {"pack": pack, "first_token_only": first_token_only})
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        packed_attention.register()  # a process that is sent a model may not have unpadded any
+        self.__dict__.update(state)
+
+    def _keeps_cache(self, asked: bool | None) -> bool:
+        if not self.whole or asked is not None:
+            return self.whole and bool(asked)
+        return self.generates and bool(self.base.config.use_cache) and not self.base.training
+
+    def _usable_mask(self, given: Mapping[str, Any], *, full_too: bool) -> Tensor | None:
+        """The mask of shape (B, S) by which this call is packed, or None where it runs as it is: `full_too`, also where
+        the mask hides nothing."""
+        mask = given.get("attention_mask")
+        inputs = given.get("input_ids") if given.get("input_ids") is not None else given.get("inputs_embeds")
+        if not isinstance(mask, Tensor) or inputs is None or mask.shape != inputs.shape[:2]:
+            return None
+        if mask.is_meta or not mask.numel() or self._keeps_cache(given.get("use_cache")):
+            return None
+        wanted = (given.get(name) for name in _STOCK_ONLY)
+        if any(value is not None and value is not False for value in wanted) or given.get("is_causal") is not None:
+            return None
+        config = self.base.config
+        if config.output_attentions or config.output_hidden_states:
+            return None
+        # Someone has chosen another attention since, or undone this model's through a config that two models share.
+        if config._attn_implementation not in packed_attention.NAMES:
+            return None
+        mask = mask.to(inputs.device)
+        if mask.all():
+            return mask if full_too else None
+        if not mask.any() or (self.first_is_read and not mask[:, 0].all()):
+            return None
+        # Across a hole, tokens of a pack stand nearer to each other than they are.
+        return None if self.windowed and _has_holes(mask) else mask
 
 
-def packed_inputs(given: Mapping[str, Any], pack: Pack) -> dict[str, Any]:
+def unpacked(output: Any, pack: Pack) -> Any:
+    """A model's or stack's output with its first tensor (1, T, H) as (B, S, H), zeros where padding stood."""
+    if isinstance(output, tuple):
+        return (pack.unpack(output[0]), *output[1:])
+    output["last_hidden_state"] = pack.unpack(output["last_hidden_state"])
+    return output
+
+
+def _packed_inputs(given: Mapping[str, Any], pack: Pack) -> dict[str, Any]:
     """The call's arguments for (1, T): every token-wise tensor packed, positions spelled out."""
     packed = dict(given)
     for name in ("input_ids", "inputs_embeds", "token_type_ids"):

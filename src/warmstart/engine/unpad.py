@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, TypeGuard
 
 from torch import nn
@@ -28,8 +27,7 @@ from transformers import PreTrainedModel
 from warmstart.engine import packed_attention
 from warmstart.engine.by_length import ByLength
 from warmstart.engine.first_token import FirstTokenLayer, reads_first_token_alone
-from warmstart.engine.packed_call import by_name, packed_inputs, usable_mask
-from warmstart.engine.packing import Pack
+from warmstart.engine.packed_call import UnpaddedCall, unpacked
 from warmstart.errors import UsageError
 
 log = logging.getLogger("warmstart")
@@ -105,12 +103,13 @@ def pad(model: nn.Module) -> nn.Module:
     """
     for module in model.modules():
         for hooks, with_kwargs in _hook_tables(module):
-            for key in [key for key, hook in hooks.items() if isinstance(hook, _HOOKS)]:
-                if isinstance(hook := hooks.pop(key), _BeforeBase):
-                    assert isinstance(module, PreTrainedModel)
-                    module.set_attn_implementation(hook.attention)
+            for key in [key for key, hook in hooks.items() if isinstance(hook, _AskFirstToken | _BeforeStack | _After)]:
+                del hooks[key]
                 with_kwargs.pop(key, None)
-        if isinstance(module.__dict__.get("forward"), ByLength | FirstTokenLayer):
+        instead = vars(module).get("forward")
+        if isinstance(instead, UnpaddedCall):
+            instead.base.set_attn_implementation(instead.attention)
+        if isinstance(instead, UnpaddedCall | ByLength | FirstTokenLayer):
             del module.forward
     return model
 
@@ -153,8 +152,8 @@ def is_unpadded(model: nn.Module) -> bool:
 
 def _marked(base: PreTrainedModel) -> bool:
     if base.config.model_type in BY_LENGTH:
-        return isinstance(base.get_submodule(BY_LENGTH[base.config.model_type]).__dict__.get("forward"), ByLength)
-    return any(isinstance(hook, _BeforeBase) for hook in base._forward_pre_hooks.values())
+        return isinstance(vars(base.get_submodule(BY_LENGTH[base.config.model_type])).get("forward"), ByLength)
+    return isinstance(vars(base).get("forward"), UnpaddedCall)
 
 
 def _bases(model: nn.Module) -> list[PreTrainedModel]:
@@ -196,20 +195,17 @@ def _install(base: PreTrainedModel, generates: bool) -> None:
         stack.forward = ByLength(stack.forward, _band_tokens(base))
         return
     own = packed_attention.own_name(base.config._attn_implementation)
-    base.register_forward_pre_hook(
-        _BeforeBase(
-            own,
-            whole=kind in WHOLE,
-            generates=generates,
-            first_is_read=kind in (*STACKS, "modernbert"),
-            windowed=kind == "modernbert" or vars(base.config).get("sliding_window") is not None,
-        ),
-        with_kwargs=True,
+    base.forward = UnpaddedCall(
+        base.forward,
+        base,
+        own,
+        whole=kind in WHOLE,
+        generates=generates,
+        first_is_read=kind in (*STACKS, "modernbert"),
+        windowed=kind == "modernbert" or vars(base.config).get("sliding_window") is not None,
     )
     base.set_attn_implementation(packed_attention.name_beside(own))
-    if kind in WHOLE:
-        base.register_forward_hook(_After(), with_kwargs=True)
-    else:
+    if kind in STACKS:
         stack = base.get_submodule(STACKS[kind])
         stack.register_forward_pre_hook(_BeforeStack(), with_kwargs=True)
         stack.register_forward_hook(_After(), with_kwargs=True)
@@ -228,44 +224,6 @@ def _band_tokens(base: PreTrainedModel) -> int:
     """What a call of the stack costs beside its tokens: DeBERTa projects every relative position in each layer."""
     relative = [m.num_embeddings for n, m in base.named_modules() if n == "encoder.rel_embeddings"]
     return 48 + sum(relative)
-
-
-@dataclass(frozen=True)
-class _BeforeBase:
-    """Decides whether a call is packed, and puts the pack among its keyword arguments."""
-
-    attention: str  # the implementation that `pad` gives back
-    whole: bool
-    generates: bool
-    first_is_read: bool
-    windowed: bool
-
-    def __call__(
-        self, module: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        given = by_name(module, args, kwargs)
-        first_token_only = given.pop("first_token_only", False)
-        mask = None
-        if not (self.whole and self._keeps_cache(module, given.get("use_cache"))):
-            mask = usable_mask(
-                module, given, full_too=first_token_only, first_is_read=self.first_is_read, windowed=self.windowed
-            )
-        if mask is None:
-            return (), given
-        if self.whole:
-            return (), packed_inputs(given, Pack.of(mask)) | {"use_cache": False}
-        # ESM's embeddings read the mask; the others pass it on to an attention that no longer needs it.
-        needed = {} if module.config.model_type == "esm" else {"attention_mask": None}
-        return (), given | needed | {"pack": Pack.of(mask), "first_token_only": first_token_only}
-
-    def _keeps_cache(self, module: PreTrainedModel, asked: bool | None) -> bool:
-        if asked is not None:
-            return asked
-        return self.generates and bool(module.config.use_cache) and not module.training
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        packed_attention.register()  # a process that is sent a model may not have unpadded any
-        self.__dict__.update(state)
 
 
 class _BeforeStack:
@@ -293,12 +251,4 @@ class _After:
         pack = kwargs.get("pack")
         if pack is None:
             return None
-        if kwargs.get("first_token_only"):
-            pack = pack.of_firsts()
-        if isinstance(output, tuple):
-            return (pack.unpack(output[0]), *output[1:])
-        output["last_hidden_state"] = pack.unpack(output["last_hidden_state"])
-        return output
-
-
-_HOOKS = (_AskFirstToken, _BeforeBase, _BeforeStack, _After)
+        return unpacked(output, pack.of_firsts() if kwargs.get("first_token_only") else pack)
