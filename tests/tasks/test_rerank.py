@@ -147,7 +147,9 @@ def test_a_bare_encoder_learns_to_rank_and_is_read_by_sentence_transformers(
     tiny: Callable[..., Path], tmp_path: Path
 ) -> None:
     config = ws.TrainConfig(epochs=40, batch_size=4, learning_rate=5e-3, warmup=0, device="cpu")
-    run = ws.train(tiny("bert", "base"), ROWS, output=tmp_path / "run", task="rerank", validation=ROWS, config=config)
+    run = ws.train(
+        tiny("roberta", "base"), ROWS, output=tmp_path / "run", task="rerank", validation=ROWS, config=config
+    )
     assert run.metrics["ndcg"].value == run.metrics["mrr"].value == 1
     assert run.validation is not None and run.validation.primary == "ndcg"
     prediction = run.pipeline(ROWS[0])
