@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -465,3 +466,22 @@ def test_training_on_real_questions_lowers_the_loss(tiny_root: Path, tmp_path: P
     run = ws.train(folder, rows, output=tmp_path / "run", config=config)
     after = ws.evaluate(run.pipeline, rows)
     assert after.loss < 0.85 * before.loss
+
+
+def test_a_share_that_is_held_out_has_contexts_of_its_own(tiny_root: Path, tmp_path: Path) -> None:
+    """Else its questions would be asked about paragraphs that the model has learned."""
+    rows = [Row({"question": f"is {i}?", "context": f"story {i // 4} is great", "answers": "great"}) for i in range(80)]
+    config = ws.TrainConfig(max_steps=1, device="cpu")
+    run = ws.train(
+        tiny_checkpoint(tiny_root, "bert", HEAD), rows, output=tmp_path / "run", config=config, validation=0.3
+    )
+    assert run.validation is not None
+    held = Counter(row["context"] for row in run.validation.examples)
+    assert set(held.values()) == {4}
+    assert 8 <= run.validation.rows <= 44
+
+
+def test_batches_go_to_a_loop_of_ones_own(pipe: ws.Pipeline) -> None:
+    batch = ws.batches(labelled(), pipe.task, max_tokens=None, batch_size=8)[0]
+    with torch.inference_mode():
+        assert math.isfinite(pipe.model(**batch).loss.item())

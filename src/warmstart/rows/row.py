@@ -41,6 +41,7 @@ class Field:
     instead: str = ""  # the field that may stand in the place of this one
     many: bool = False  # of a text: a list of strings is one value too
     optional: bool = False  # of a target: there is a way to train and to evaluate without it
+    together: bool = False  # rows with one value of it stay in one part of a split, as what might be learned by heart
 
     def __post_init__(self) -> None:
         assert not self.partner or len(self.partner_aliases) == len(self.aliases), "one partner alias for each alias"

@@ -75,7 +75,13 @@ class QuestionAnswering:
     prediction: ClassVar[type[Answer]] = Answer
     fields: ClassVar[tuple[Field, ...]] = (
         Field("question", ("query",), doc="the question", text=True),
-        Field("context", ("passage", "paragraph", "document", "text"), doc="the text that may answer it", text=True),
+        Field(
+            "context",
+            ("passage", "paragraph", "document", "text"),
+            doc="the text that may answer it",
+            text=True,
+            together=True,
+        ),
         Field(
             "answers",
             ("answer",),

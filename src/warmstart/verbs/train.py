@@ -233,7 +233,8 @@ def _read_rows(
     if validation is None:
         return rows, []
     if share is not None:
-        inputs = [field.name for field in kind.fields if not field.target]
+        fields = sorted(kind.fields, key=lambda field: not field.together)  # the sort keeps the order otherwise
+        inputs = [field.name for field in fields if not field.target]
         rows, held_out = hold_out(rows, float(share), fields=inputs)
     else:
         held_out = list(read(validation, fields=kind.fields, columns=columns, targets=True))
