@@ -1,4 +1,4 @@
-"""Entity metrics against seqeval's definition, written out here from its paper-and-README rules."""
+"""Entity metrics against seqeval's definition, which `support.seqeval` writes out."""
 
 from __future__ import annotations
 
@@ -7,36 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from support.seqeval import chunks, micro
 from warmstart.errors import DataError, UsageError
 from warmstart.metrics import entity_scores, tag_accuracy
 from warmstart.tasks.tagging import Tagging, runs
 
 KINDS = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC", "E-LOC", "S-PER", "E-PER", "S-LOC")
 tags = st.lists(st.sampled_from(KINDS), max_size=8)
-
-
-def chunks(sentence: list[str]) -> set[tuple[str, int, int]]:
-    """seqeval's `get_entities`, default mode: its `start_of_chunk` and `end_of_chunk` rule by rule."""
-    found, begin = set(), 0
-    before, before_type = "O", ""
-    for i, tag in enumerate([*sentence, "O"]):
-        kind, _, name = tag.partition("-")
-        ends = (
-            before in ("E", "S")
-            or (before in ("B", "I") and kind in ("B", "S", "O"))
-            or (before != "O" and before_type != name)
-        )
-        starts = (
-            kind in ("B", "S")
-            or (before in ("E", "S", "O") and kind in ("E", "I"))
-            or (kind != "O" and before_type != name)
-        )
-        if ends:
-            found.add((before_type, begin, i))
-        if starts:
-            begin = i
-        before, before_type = kind, name
-    return found
 
 
 @given(tags)
@@ -49,23 +26,17 @@ def test_tags_make_the_spans_that_seqeval_makes(sentence: list[str]) -> None:
 def test_values_are_those_of_the_definition(pairs: list[tuple[list[str], list[str]]]) -> None:
     true, pred = [chunks(a) for a, _ in pairs], [chunks(b) for _, b in pairs]
     found = {name: metric.value for name, metric in entity_scores(true, pred, resamples=100).items()}
-    flat_true = {(i, *entity) for i, row in enumerate(true) for entity in row}
-    flat_pred = {(i, *entity) for i, row in enumerate(pred) for entity in row}
-
-    def scores(left: set[tuple[int, str, int, int]], right: set[tuple[int, str, int, int]]) -> tuple[float, ...]:
-        hits = len(left & right)
-        precision, recall = (hits / len(side) if side else 0.0 for side in (right, left))
-        return precision, recall, 2 * precision * recall / (precision + recall) if hits else 0.0
-
-    types = {entity[1] for entity in flat_true | flat_pred}
+    types = {name for row in (*true, *pred) for name, _, _ in row}
     if not types:
         assert found == {}
         return
-    assert (found["precision"], found["recall"], found["f1"]) == pytest.approx(scores(flat_true, flat_pred))
-    by_type = {
-        name: scores({e for e in flat_true if e[1] == name}, {e for e in flat_pred if e[1] == name})[2]
-        for name in types
-    }
+    left, right = (list(column) for column in zip(*pairs, strict=True))
+    assert (found["precision"], found["recall"], found["f1"]) == pytest.approx(micro(left, right))
+
+    def only(sentences: list[list[str]], name: str) -> list[list[str]]:
+        return [[tag if tag.endswith(name) else "O" for tag in sentence] for sentence in sentences]
+
+    by_type = {name: micro(only(left, name), only(right, name))[2] for name in types}
     assert {name[3:]: value for name, value in found.items() if name.startswith("f1_")} == pytest.approx(by_type)
     assert found["macro_f1"] == pytest.approx(np.mean(list(by_type.values())))
 

@@ -6,10 +6,10 @@ import doctest
 
 import pytest
 
-from warmstart.metrics import classification, interval, multilabel, ranking, regression
+from warmstart.metrics import classification, entities, interval, multilabel, ranking, regression
 
 
-@pytest.mark.parametrize("module", [classification, interval, multilabel, ranking, regression])
+@pytest.mark.parametrize("module", [classification, entities, interval, multilabel, ranking, regression])
 def test_examples(module: object) -> None:
     result = doctest.testmod(module, optionflags=doctest.ELLIPSIS)
     assert result.attempted > 0

@@ -6,10 +6,10 @@ import doctest
 
 import pytest
 
-from warmstart.rows import labels, reading, split, targets, write
+from warmstart.rows import labels, reading, spans, split, targets, write
 
 
-@pytest.mark.parametrize("module", [labels, reading, split, targets, write])
+@pytest.mark.parametrize("module", [labels, reading, spans, split, targets, write])
 def test_examples(module: object) -> None:
     result = doctest.testmod(module)
     assert result.attempted > 0

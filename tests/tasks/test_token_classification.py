@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas
 import pytest
 import torch
 import transformers
@@ -19,6 +20,7 @@ import transformers
 import warmstart as ws
 from support.damage import copy_of
 from support.models import tiny_checkpoint
+from support.seqeval import micro
 from warmstart.engine.predict import by_row
 from warmstart.errors import DataError, UsageError
 from warmstart.rows import Row, read
@@ -387,6 +389,12 @@ def test_predictions_from_json_are_judged_but_for_their_loss(sure: Path) -> None
     assert np.isnan(scores.per_example["loss"]).all()
 
 
+def test_rows_of_a_data_frame(sure: Path) -> None:
+    """There, a list is a numpy array."""
+    frame = pandas.DataFrame({"words": [np.array(["story", "good"])], "ner_tags": [np.array(["B-LOC", "O"])]})
+    assert ws.evaluate(ws.load(sure, device="cpu"), frame).metrics["f1"].value == 1
+
+
 def test_rows_without_an_entity_have_no_f1(sure: Path) -> None:
     result = ws.evaluate(ws.load(sure, device="cpu"), [{"text": "good", "tags": []}, {"text": "", "tags": []}])
     assert set(result.metrics) == {"accuracy"}
@@ -421,6 +429,16 @@ class TestRealData:
         } == dict.fromkeys(("f1", "precision", "recall", "accuracy"), 1.0)
         assert np.allclose(scores.per_example["loss"], 0)
         assert scores.per_example["correct"].all()
+
+    def test_metrics_of_words_are_seqevals(self, load: Callable[..., ws.Pipeline], real_rows: list[Row]) -> None:
+        """Of an untrained model, which tags in every wrong way, on the tags as they stand in the file."""
+        names = {"person": "PER", "location": "LOC"}
+        tags = [[f"{t[:2]}{names[t[2:]]}" if t[2:] in names else "O" for t in row["tags"]] for row in real_rows[:300]]
+        rows = [{"tokens": row["tokens"], "tags": own} for row, own in zip(real_rows, tags, strict=False)]
+        result = ws.evaluate(load("distilbert"), rows)
+        wanted = micro(tags, [prediction.tags for prediction in result.predictions])
+        assert wanted[2] > 0
+        assert [result.metrics[name].value for name in ("precision", "recall", "f1")] == pytest.approx(wanted)
 
     def test_the_loss_falls(self, encoder: Path, real_rows: list[Row], tmp_path: Path) -> None:
         losses: list[float] = []

@@ -23,9 +23,7 @@ def bucket(text: str) -> int:
     return hashlib.sha256(_letters(text).encode()).digest()[0] % 10
 
 
-def hold_out(
-    rows: Iterable[Row], fraction: float, *, fields: Sequence[str] = ("text",)
-) -> tuple[list[Row], list[Row]]:
+def hold_out(rows: Iterable[Row], fraction: float, *, fields: Sequence[str] = ("text",)) -> tuple[list[Row], list[Row]]:
     """(train, held): about `fraction` of the rows are held, chosen by the hash of the text alone: of the first of
     `fields` that a row has. A list of words counts as their text.
 

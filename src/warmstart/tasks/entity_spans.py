@@ -13,6 +13,7 @@ from warmstart.rows import Span
 from warmstart.tasks.tagged_rows import word_runs
 from warmstart.tasks.tagging import OUTSIDE, Run, Tagging, runs
 
+IGNORED = -100  # the target of a token that is not trained: torch's own number for it
 Aggregation = Literal["first", "average", "max", "simple"]
 
 
@@ -24,6 +25,23 @@ class Found:
     start: int
     end: int
     score: float
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The words that a model judged: start and end in the text (U,) and each label's probability (U, labels)."""
+
+    starts: Array
+    ends: Array
+    probabilities: Array
+
+    def against(self, gold: Sequence[Span], tagging: Tagging) -> tuple[float, int, int]:
+        """The mean cross entropy of the true tags, 0 where there are none; how many are the likeliest; how many."""
+        targets = unit_targets(gold, self.starts, self.ends, tagging)
+        known = np.flatnonzero(targets != IGNORED)
+        likely = self.probabilities[known, targets[known]]
+        loss = float(-np.log(np.maximum(likely, 1e-300)).mean()) if len(known) else 0.0
+        return loss, int((self.probabilities[known].argmax(axis=1) == targets[known]).sum()), len(known)
 
 
 @dataclass(frozen=True)
@@ -95,9 +113,9 @@ def written(found: Sequence[Run], length: int, tagging: Tagging) -> tuple[str, .
     return tuple(tags)
 
 
-def unit_targets(gold: Sequence[Span], starts: Array, ends: Array, tagging: Tagging, ignored: int) -> Array:
-    """The label id of each word (U,) by the true spans; `ignored` outside of them where the model has no tag for it."""
-    targets = np.full(len(starts), ignored if tagging.outside is None else tagging.outside, dtype=np.int64)
+def unit_targets(gold: Sequence[Span], starts: Array, ends: Array, tagging: Tagging) -> Array:
+    """The label id of each word (U,) by the true spans; IGNORED outside of them where the model has no tag for it."""
+    targets = np.full(len(starts), IGNORED if tagging.outside is None else tagging.outside, dtype=np.int64)
     for name, first, last in word_runs(gold, list(zip(starts.tolist(), ends.tolist(), strict=True))):
         targets[first:last] = tagging.write(name, last - first)
     return targets

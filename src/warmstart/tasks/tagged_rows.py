@@ -11,6 +11,7 @@ from typing import Any
 
 from warmstart.errors import DataError, Where
 from warmstart.rows import Labels, Row, Span, read_spans
+from warmstart.rows.targets import plain_value
 from warmstart.tasks.contract import text_of
 from warmstart.tasks.tagging import OUTSIDE, Run, Tag, Tagging, begins, is_prefixed, runs, tag_text, type_of_tag
 
@@ -34,7 +35,7 @@ def read_words(row: Row) -> Words:
 
     Raises DataError "field-missing", "field-not-text", "field-not-tokens", "tokens-not-in-text".
     """
-    tokens = row.get("tokens")
+    tokens = plain_value(row.get("tokens"))
     if tokens is None:
         text = text_of(row, "text")
         assert text is not None
@@ -92,7 +93,7 @@ def tags_of(row: Row, given: Words) -> list[Any] | None:
 
     Raises DataError "tags-length", and "field-missing" for a row without any.
     """
-    value = row.get("tags")
+    value = plain_value(row.get("tags"))
     where = dataclasses.replace(row.where, field="tags")
     if value is None:
         raise DataError(

@@ -19,7 +19,9 @@ from warmstart.features import Array, Batch, Feature, Pad
 from warmstart.rows import Field, Labels, Row
 from warmstart.tasks.contract import Scores, checked_options, for_score
 from warmstart.tasks.entity_spans import (
+    IGNORED,
     Aggregation,
+    Judged,
     find_entities,
     join_windows,
     on_word_edges,
@@ -33,17 +35,6 @@ from warmstart.tasks.tagging import Tagging, runs, scheme_labels
 from warmstart.tokenization import Encoded, Tokenizer
 
 log = logging.getLogger("warmstart")
-
-IGNORED = -100  # the target of a token that is not trained: torch's own number for it
-
-
-@dataclass(frozen=True)
-class Judged:
-    """The words that a model judged: start and end in the text (U,) and each label's probability (U, labels)."""
-
-    starts: Array
-    ends: Array
-    probabilities: Array
 
 
 @dataclass(frozen=True)
@@ -256,7 +247,7 @@ class TokenClassification:
         if given.words is None:
             repairs[OFF_EDGE] += sum(a != b for a, b in zip(gold, on_word_edges(gold, starts, ends), strict=True))
         every = np.full(len(places), IGNORED, dtype=np.int64)
-        every[first] = unit_targets(gold, starts, ends, self._tagging, IGNORED)
+        every[first] = unit_targets(gold, starts, ends, self._tagging)
         targets, done = [], 0
         for window in windows:
             labels = np.full(len(window.places), IGNORED, dtype=np.int64)
@@ -268,13 +259,7 @@ class TokenClassification:
     def _compare(self, prediction: TaggedText, row: Row) -> _Compared:
         given, judged = read_words(row), prediction.judged
         gold = read_gold(row, given, self._tagging, Counter())
-        loss, right, tags = np.nan, 0, 0
-        if judged is not None:
-            targets = unit_targets(gold, judged.starts, judged.ends, self._tagging, IGNORED)
-            known = np.flatnonzero(targets != IGNORED)
-            likely = judged.probabilities[known, targets[known]]
-            loss = float(-np.log(np.maximum(likely, 1e-300)).mean()) if len(known) else 0.0
-            right, tags = int((judged.probabilities[known].argmax(axis=1) == targets[known]).sum()), len(known)
+        loss, right, tags = (np.nan, 0, 0) if judged is None else judged.against(gold, self._tagging)
         if given.words is None:
             if judged is not None:
                 gold = on_word_edges(gold, judged.starts, judged.ends)
