@@ -298,3 +298,51 @@ def test_real_texts_through_the_real_tokenizer(encoder: Path) -> None:
     ours = Tokenizer.from_folder(encoder, limit=32, type_ids=True)
     wanted = theirs(batch, truncation=True, max_length=32, padding=False)["input_ids"]
     assert [encoded.pieces[0].ids for encoded in ours.encode(batch)] == wanted
+
+
+# --- the first text of a pair is shortened, and masks are read --------------------------------------------------------
+
+
+@pytest.mark.parametrize("limit", [12, 16, 24])
+def test_only_the_first_text_is_cut_as_in_transformers(limit: int) -> None:
+    theirs = tiny_tokenizer("bert")
+    ours = Tokenizer.from_transformers(theirs, limit=limit, type_ids=True)
+    pairs = [("the cast is great but the story never begins " * n, "good film") for n in (1, 2, 30)]
+    for pair, code in zip(pairs, ours.encode(pairs, shorten="first"), strict=True):
+        expected = theirs(*pair, truncation="only_first", max_length=limit, return_token_type_ids=True)
+        [piece] = code.pieces
+        assert (piece.ids, piece.type_ids) == (expected["input_ids"], expected["token_type_ids"])
+        assert code.truncated == (len(theirs(*pair)["input_ids"]) > limit)
+
+
+def test_windows_of_the_first_text_carry_the_whole_second() -> None:
+    ours = Tokenizer.from_transformers(tiny_tokenizer("bert"), limit=16, type_ids=True)
+    text = "the cast is great but the story never begins " * 6
+    [code] = ours.encode([(text, "good film")], shorten="first", stride=3)
+    [second] = [code.ids for code in ours.rust.encode_batch(["good film"], add_special_tokens=False)]
+    bare = ours.rust.encode(text, add_special_tokens=False).ids
+    seen: list[int] = []
+    for piece in code.pieces:
+        first = [i for i, kind in zip(piece.ids, piece.type_ids, strict=True) if kind == 0][1:-1]
+        assert [i for i, kind in zip(piece.ids, piece.type_ids, strict=True) if kind == 1][:-1] == second
+        assert len(piece) <= 16
+        seen += first if not seen else first[3:]
+    assert seen == bare and len(code.pieces) > 3 and not code.truncated
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta"])
+def test_a_tokenizer_that_reads_masks_reads_nothing_else_into_a_text(family: str) -> None:
+    theirs = tiny_tokenizer(family)
+    plain = Tokenizer.from_transformers(theirs, limit=64, type_ids=False)
+    reading = plain.reading_mask("here")
+    text = f"{theirs.cls_token} good {theirs.mask_token} film {theirs.sep_token}"
+    [before], [after] = plain.encode([text]), reading.encode([text])
+    assert before.pieces[0].ids.count(theirs.mask_token_id) == 0
+    assert after.pieces[0].ids.count(theirs.mask_token_id) == 1
+    assert after.pieces[0].ids.count(theirs.cls_token_id) == 1  # its own, not the one that is spelled out
+    assert after.flags == before.flags == ("special-tokens-as-text",)
+    assert reading.encode([theirs.mask_token])[0].flags == ()
+    assert reading.encode(["a good film"])[0].pieces[0].ids == plain.encode(["a good film"])[0].pieces[0].ids
+    again = reading.reading_mask("here").encode([text])[0]
+    assert again.pieces[0].ids == after.pieces[0].ids
+    assert plain.encode([text])[0].pieces[0].ids == before.pieces[0].ids  # nothing was changed in the first

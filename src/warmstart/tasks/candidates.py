@@ -75,8 +75,8 @@ def candidates_of(row: Row, named: tuple[str, ...]) -> tuple[str, ...]:
             fix='give options={"labels": ["sports", "politics"]}, --option labels=sports,politics, or a field "labels"',
         )
     labels = _split(own)
-    if labels is None and isinstance(own, str):
-        labels = _split([own])  # one label, or a comma with nothing beside it
+    if labels is None and isinstance(own, str) and "," not in own:
+        labels = (own.strip(),)
     if labels is None:
         raise DataError(
             "field-not-labels",
