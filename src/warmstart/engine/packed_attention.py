@@ -16,16 +16,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, eager_mask, sdpa_mask
 
 from warmstart.engine.packing import Pack
-
-try:
-    from torch.nn.attention.varlen import varlen_attn
-except ImportError:  # not in every build
-    varlen_attn = None
 
 NAME = "warmstart_unpadded"  # as configs name it
 _EAGER = "warmstart_unpadded_eager"  # the same for models whose own attention is eager, which can return its weights
@@ -164,9 +160,9 @@ def _varlen_can(call: _Call, query: Tensor) -> bool:
 
 
 @lru_cache(maxsize=1)
-def _is_complete(attend: Callable[..., Tensor] | None) -> bool:
+def _is_complete(attend: Callable[..., Tensor]) -> bool:
     """Whether torch's function has all we ask of it: torch 2.10's has neither scale nor window, 2.11's no GQA."""
-    return attend is not None and {"scale", "window_size", "enable_gqa"} <= inspect.signature(attend).parameters.keys()
+    return {"scale", "window_size", "enable_gqa"} <= inspect.signature(attend).parameters.keys()
 
 
 def _varlen(call: _Call, query: Tensor, key: Tensor, value: Tensor, pack: Pack) -> Tensor:
