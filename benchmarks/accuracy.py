@@ -67,6 +67,11 @@ CASES = (
         settings={"epochs": 2, "batch_size": 16}, floor=0.84, task="sentence-embedding",
     ),
     Case(
+        "entities", "entities/train.conll", "entities/test.conll", "f1",
+        settings={"epochs": 6, "batch_size": 16, "learning_rate": 5e-4}, floor=0.35,
+        task="token-classification", also=("precision", "recall"),
+    ),
+    Case(
         "answers", "answers/xquad.en.json", "", "f1", settings={"epochs": 5, "batch_size": 8},
         task="question-answering", also=("exact_match",), folds=5, group="context",
     ),
@@ -186,7 +191,7 @@ def table() -> str:
                     f"| {case.name} | {settings} | {name} | {seed} | {metric['value']:.4f} "
                     f"| {metric['lo']:.4f} – {metric['hi']:.4f} | {promised} | {record['seconds']:.0f} |"
                 )
-    return "\n".join([*lines, ""])
+    return "\n".join([*lines, "", *unlabelled.lines(), ""])
 
 
 if __name__ == "__main__":
