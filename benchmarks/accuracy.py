@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import unlabelled
+
 import warmstart as ws
 from warmstart.rows import read
 from warmstart.tasks import find_task
