@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test check format starter accuracy clean
+.PHONY: help demo test check format starter accuracy bench clean
 
 help:
 	@echo "make demo      fine-tune, evaluate, save, reload and predict on real reviews"
@@ -12,6 +12,7 @@ help:
 	@echo "make check     lint, format, types, import rules"
 	@echo "make format    format the code and mend what the linter can"
 	@echo "make accuracy  train and judge every data set with every seed (about an hour)"
+	@echo "make bench     measure inference beside its peers, on one core (about a quarter of an hour)"
 	@echo "make starter   make the default classifier again"
 
 $(READY): pyproject.toml constraints.txt
@@ -41,6 +42,10 @@ starter: $(READY)
 
 accuracy: $(READY)
 	$(BIN)/python benchmarks/accuracy.py
+
+bench: $(READY)
+	$(BIN)/python benchmarks/inference.py speed
+	$(BIN)/python benchmarks/inference.py batches
 
 clean:
 	rm -rf $(VENV)

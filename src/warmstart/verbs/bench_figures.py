@@ -113,7 +113,7 @@ def markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]
     >>> markdown(["who", "texts/s"], [["us", "10"]])
     ['| who | texts/s |', '|---|---|', '| us | 10 |']
     """
-    cells = [[cell.replace("|", "\\\\|") for cell in line] for line in (header, *lines)]
+    cells = [[cell.replace("|", "\\|") for cell in line] for line in (header, *lines)]
     written = [f"| {' | '.join(line)} |" for line in cells]
     return [written[0], "|" + "---|" * len(header), *written[1:]]
 

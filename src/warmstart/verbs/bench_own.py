@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from warmstart.engine import Runtime
+from warmstart.engine import Runtime, predict
 from warmstart.features import Array, Batch
 from warmstart.pipeline import Pipeline
 from warmstart.rows import texts
@@ -49,7 +48,7 @@ class Own:
     def positions(self, rows: Sequence[Fields], setting: int | None) -> int:
         """For a graph: what it is handed, padding among it."""
         counted = _Counted(self.pipe.runtime, [])
-        for _ in dataclasses.replace(self.pipe, runtime=counted)(plain(rows)):
+        for _ in predict(self.pipe.task, counted, texts(list(rows))):
             pass
         return sum(counted.seen)
 
