@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from warmstart.errors import CheckpointError, UsageError
+from warmstart.errors import UsageError
 from warmstart.features import Array, Batch, Feature, Pad
 from warmstart.rows import Field, Row
 from warmstart.tasks.contract import Scores, checked_options, for_score, text_of
@@ -27,6 +27,7 @@ from warmstart.tasks.embedding_objectives import (
 )
 from warmstart.tasks.embedding_rows import FIELDS, TEXTS, merge_windows, scores_of
 from warmstart.tasks.embedding_settings import EmbeddingSettings, Pooling, choose_prompt, read_settings, write_settings
+from warmstart.tasks.text_vectors import fitted, pool
 from warmstart.tokenization import Tokenizer
 
 log = logging.getLogger("warmstart")
@@ -109,15 +110,8 @@ class Embedding:
             "max_score": (int,),
         }
         chosen = checked_options(cls, {name: value for name, value in options.items() if name not in asked}, known)
-        if settings.lower_case and not _lower_cases(tokenizer):
-            raise CheckpointError(
-                "embedding-config-unusable",
-                "do_lower_case is set, and the tokenizer does not lower case",
-                where=str(folder),
-                fix="get the checkpoint from its publisher again, or use another one",
-            )
         return cls(
-            dataclasses.replace(tokenizer, limit=min(tokenizer.limit, settings.limit or tokenizer.limit)),
+            fitted(tokenizer, settings, folder),
             pooling=settings.pooling,
             normalize=settings.normalize,
             prompt=asked.get("prompt", settings.prompt),
@@ -194,7 +188,7 @@ class Embedding:
 
     def forward(self, model: Any, batch: Batch) -> dict[str, Any]:
         states = model(**batch.inputs).last_hidden_state  # (B, T, H)
-        return {"embedding": self._pool(states, batch.inputs["attention_mask"])}  # (B, H)
+        return {"embedding": pool(states, batch.inputs["attention_mask"], self.pooling)}  # (B, H)
 
     infer = forward
 
@@ -275,25 +269,7 @@ class Embedding:
             vector = lengths @ np.stack([outputs[i]["embedding"] for i in members]) / lengths.sum()
         return np.asarray(vector / max(float(np.linalg.norm(vector)), 1e-12)) if self.normalize else vector
 
-    def _pool(self, states: Any, mask: Any) -> Any:
-        """Token vectors (B, T, H) to one each (B, H); padding, where the mask (B, T) is 0, does not count."""
-        weights = mask.unsqueeze(-1).to(states.dtype)
-        if self.pooling == "cls":
-            return states[:, 0]
-        if self.pooling == "last":
-            last = mask.sum(dim=1) - 1
-            return states[last.new_tensor(range(len(states))), last]
-        if self.pooling == "max":
-            return states.masked_fill(weights == 0, float("-inf")).amax(dim=1)
-        counts = weights.sum(dim=1).clamp(min=1e-9)
-        return (states * weights).sum(dim=1) / (counts.sqrt() if self.pooling == "mean_sqrt_len" else counts)
-
 
 def _cosine(first: Array, second: Array) -> float:
     one, other = first.astype(np.float64), second.astype(np.float64)
     return float(one @ other / max(float(np.linalg.norm(one) * np.linalg.norm(other)), 1e-12))
-
-
-def _lower_cases(tokenizer: Tokenizer) -> bool:
-    normalizer = tokenizer.rust.normalizer
-    return normalizer is not None and normalizer.normalize_str("A") == "a"
