@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import json
 import logging
 import threading
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 import torch
 import transformers
 from torch import Tensor, nn
-from transformers import AttentionInterface, AutoConfig, AutoModel, BertModel
+from transformers import AttentionInterface, AutoConfig, AutoModel, AutoTokenizer, BertModel
 from transformers.masking_utils import AttentionMaskInterface
 
 import warmstart as ws
@@ -23,6 +24,7 @@ from warmstart.engine.unpad import BY_LENGTH, STACKS, WHOLE, is_unpadded, pad, s
 from warmstart.errors import UsageError
 
 T, PADDED = sum(LENGTHS), len(LENGTHS) * max(LENGTHS)
+DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 PAGE = Path(__file__).parents[2] / "docs" / "verbs" / "unpad.md"
 
 
@@ -312,3 +314,26 @@ def test_the_page_lists_what_is_supported() -> None:
     wanted = [f"| `{family}` | {ways[family]} |" for family in supported()]
     page = PAGE.read_text(encoding="utf-8")
     assert [line for line in page.splitlines() if line.startswith("| `") and "model_type" not in line] == wanted
+
+
+# --- a real one -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.real_data
+@pytest.mark.skipif(not DATA.is_dir(), reason="../shared/data, the real labelled data, is not here")
+def test_a_real_checkpoint_on_real_texts(encoder: Path) -> None:
+    """In a person's own call, by the tokenizer's own padding, in random order."""
+    lines = (DATA / "reviews" / "validation.jsonl").read_text(encoding="utf-8").splitlines()[:48]
+    tokenizer = AutoTokenizer.from_pretrained(encoder)
+    inputs = dict(tokenizer([json.loads(line)["text"] for line in lines], padding=True, return_tensors="pt"))
+    mask = inputs["attention_mask"]
+    assert mask.sum() < 0.8 * mask.numel()
+    model = AutoModel.from_pretrained(encoder).eval()
+    with torch.no_grad():
+        wanted = model(**inputs)
+        ws.unpad(model)
+        with counted(model) as feed_forward:
+            found = model(**inputs)
+    assert feed_forward.calls == [int(mask.sum())] * 6
+    assert differ(wanted, found, mask) <= 1e-5
+    assert (wanted.pooler_output - found.pooler_output).abs().max() <= 1e-5

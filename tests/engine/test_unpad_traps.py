@@ -312,6 +312,15 @@ def test_an_exported_unpadded_model_is_the_stock_graph() -> None:
     assert graph(unpadded) == graph(padded)
 
 
+def test_a_compiled_unpadded_model_is_one_stock_graph() -> None:
+    padded, unpadded = pair("bert", num_hidden_layers=1)
+    inputs = batch()
+    torch.compiler.reset()
+    compiled = torch.compile(unpadded, backend="eager", fullgraph=True)
+    with torch.no_grad():
+        assert torch.equal(main_output(compiled(**inputs)), main_output(padded(**inputs)))
+
+
 def test_an_attention_chosen_since_is_respected(bert: Pair) -> None:
     """As is one that another model with the same config object was given back: never a pack in a stock attention."""
     padded, _ = bert
