@@ -27,6 +27,8 @@ FILES = {
     "report.html",
     "checkpoints",
     "model",
+    "attempts.jsonl",
+    ".lock",
 }
 MODEL_FILES = {
     "config.json",
@@ -84,6 +86,7 @@ def test_metrics_have_each_step_once_and_the_rates_of_the_schedule(run: ws.Run) 
 def test_the_config_is_resolved_and_can_be_run_again(run: ws.Run) -> None:
     document = tomllib.loads((run.path / "config.toml").read_text())
     assert set(document) == {"model", "task", "options", "train"} and document["task"] == "text-classification"
+    assert "data" not in document  # the rows came from no file
     assert document["train"]["max_steps"] == "none" and set(document["train"]) == set(ws.TrainConfig.model_fields)
     config = read_config(run.path / "config.toml")
     assert config == ws.TrainConfig(epochs=5, **FAST)
@@ -114,10 +117,12 @@ def test_the_model_is_a_checkpoint_that_transformers_loads_with_the_same_logits(
     tokenizer = AutoTokenizer.from_pretrained(run.model)
     ours = run.pipeline
     assert type(plain) is type(ours.model) and plain.config.id2label == {0: "NEGATIVE", 1: "POSITIVE"}
-    for text in TEXTS:  # singly: bit for bit
+    for text in TEXTS:  # but for rounding: ours computes the last layer for the first token alone
         with torch.no_grad():
             inputs = tokenizer(text, return_tensors="pt")
-            assert torch.equal(plain(**inputs).logits, ours.model(**inputs).logits)
+            torch.testing.assert_close(plain(**inputs).logits, ours.model(**inputs).logits, rtol=0, atol=1e-6)
+    stored, held = plain.state_dict(), ours.model.state_dict()
+    assert stored.keys() == held.keys() and all(torch.equal(stored[name], held[name]) for name in held)
     with torch.no_grad():
         logits = plain(**tokenizer(TEXTS, padding=True, return_tensors="pt")).logits
     for row, prediction in zip(logits.softmax(-1), ours(TEXTS), strict=True):
@@ -137,7 +142,8 @@ def test_the_card_and_the_record_say_what_the_run_was(run: ws.Run) -> None:
     assert record["options"]["long_text"] == "truncate" and record["settings"]["learning_rate"] == 5e-3
     assert record["metrics"]["accuracy"]["value"] == run.metrics["accuracy"].value
     provenance = json.loads((run.path / "provenance.json").read_text())
-    assert set(provenance) == {"checkpoint", "data", "environment"}
+    assert set(provenance) == {"checkpoint", "data", "environment", "task", "numerics", "lineage"}
+    assert provenance["lineage"] == [] and provenance["task"]["name"] == "text-classification"
     assert verify(run.model).findings == ()
 
 

@@ -42,7 +42,7 @@ def nothing_found(monkeypatch: pytest.MonkeyPatch) -> None:
     def find(name: object) -> NoReturn:
         raise AssertionError(f"{name} was looked for")
 
-    monkeypatch.setattr("warmstart.verbs.train.find", find)
+    monkeypatch.setattr("warmstart.verbs.preparing.find", find)
     monkeypatch.setattr("warmstart.verbs.load.find", find)
 
 
@@ -205,7 +205,8 @@ def test_r73_a_poisoned_checkpoint_saves_no_model(tiny: Callable[..., Path], tmp
     with pytest.raises(ws.TrainingError) as caught:
         ws.train(tmp_path / "poisoned", reviews(16), output=tmp_path / "r", config=config)
     assert caught.value.code == "loss-not-finite" and "step 1" in str(caught.value.where)
-    assert sorted(p.name for p in (tmp_path / "r").iterdir()) == ["checkpoints", "config.toml", "provenance.json"]
+    left = {"checkpoints", "config.toml", "provenance.json", "attempts.jsonl", ".lock"}
+    assert {p.name for p in (tmp_path / "r").iterdir()} == left
     with pytest.raises(ws.CheckpointError) as unusable:
         ws.load(tmp_path / "r")
     assert unusable.value.code == "run-without-model"

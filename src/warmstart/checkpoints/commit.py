@@ -8,17 +8,29 @@ point leaves either no folder of that name or the complete one (ALICE, Pillai et
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
+
+from safetensors import SafetensorError
 
 from warmstart.checkpoints.manifest import write_manifest
 from warmstart.errors import CheckpointError, UsageError
 
 
-def commit_folder(target: Path, write: Callable[[Path], None], *, replace: bool = False) -> Path:
+def commit_folder(
+    target: Path,
+    write: Callable[[Path], None],
+    *,
+    replace: bool = False,
+    known: Mapping[str, str] = MappingProxyType({}),
+) -> Path:
     """Let `write` fill a temporary sibling folder, then make it `target` in one step. Returns `target`.
+
+    `known` is read after `write`: the SHA-256 of those files, by relative name, that it hashed while writing them.
 
     With `replace`, an existing folder is first renamed aside and deleted last: between two renames there is an instant
     in which a kill leaves the old folder under `<name>.old-<id>`, never a mixed one.
@@ -29,25 +41,20 @@ def commit_folder(target: Path, write: Callable[[Path], None], *, replace: bool 
     >>> commit_folder(Path("out"), lambda folder: (folder / "a.txt").write_text("a"))  # doctest: +SKIP
     """
     target = target.absolute()
-    if not replace and target.exists() and not (target.is_dir() and not any(target.iterdir())):
-        raise UsageError(
-            "target-exists",
-            "there is already something at the place to save to",
-            where=str(target),
-            fix="choose another folder, or remove this one",
-        )
+    if not replace:
+        check_free(target)
     temporary = target.with_name(f".{target.name[:200]}.tmp-{uuid.uuid4().hex[:12]}")
     try:
         temporary.mkdir(parents=True)
         write(temporary)
-        _flush_tree(temporary)
+        _flush_tree(temporary, known)
         _rename(temporary, target, replace=replace)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise CheckpointError(
             "save-failed",
-            f"saving failed: {error.strerror or error}",
+            f"saving failed: {(error.strerror if isinstance(error, OSError) else None) or error}",
             where=str(target),
-            value=error.filename,
+            value=error.filename if isinstance(error, OSError) else None,
             fix="free space or give write permission, then save again; nothing that was there before has changed",
         ) from error
     finally:
@@ -55,13 +62,47 @@ def commit_folder(target: Path, write: Callable[[Path], None], *, replace: bool 
     return target
 
 
-def _flush_tree(folder: Path) -> None:
+def check_free(target: Path) -> None:
+    """Raises UsageError `target-exists` for a place that is taken; an empty folder is free."""
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        raise UsageError(
+            "target-exists",
+            "there is already something at the place to save to",
+            where=str(target),
+            fix="choose another folder, or remove this one",
+        )
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a committed folder so that a kill leaves it whole, or under a name that `sweep` knows."""
+    hidden = folder.with_name(f".{folder.name[:200]}.tmp-{uuid.uuid4().hex[:12]}")
+    folder.rename(hidden)
+    shutil.rmtree(hidden)
+
+
+def sweep(parent: Path) -> None:
+    """Remove what killed commits left in `parent`. Only for who knows that no commit goes on there.
+
+    A folder that was set aside to be replaced, and whose place is empty, is put back.
+    """
+    for path in parent.iterdir():
+        if re.fullmatch(r"\..+\.tmp-[0-9a-f]{12}", path.name) and path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        elif aside := re.fullmatch(r"(.+)\.old-[0-9a-f]{12}", path.name):
+            target = path.with_name(aside[1])
+            if target.exists():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.rename(target)
+
+
+def _flush_tree(folder: Path, known: Mapping[str, str]) -> None:
     mode = folder.stat().st_mode & 0o666  # ours, just made: what the umask leaves. To ask for the umask is to change it
     for path in sorted(folder.rglob("*")):
         if path.is_file():
             path.chmod(mode)  # safetensors writes 0600
             _flush(path)
-    manifest = write_manifest(folder)
+    manifest = write_manifest(folder, known)
     manifest.chmod(mode)
     _flush(manifest)
     for path in sorted(folder.rglob("*"), reverse=True):

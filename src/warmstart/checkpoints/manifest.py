@@ -6,7 +6,9 @@ import hashlib
 import json
 import logging
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from warmstart.checkpoints.files import find_file, read_json
@@ -18,12 +20,16 @@ NAME = "MANIFEST.json"
 _FILE = re.compile(r"[^/\\\x00]{1,255}(/[^/\\\x00]{1,255}){0,4}")
 
 
-def write_manifest(folder: Path) -> Path:
-    """Write MANIFEST.json over every regular file below `folder`, in the order of their names. Returns its path."""
+def write_manifest(folder: Path, known: Mapping[str, str] = MappingProxyType({})) -> Path:
+    """Write MANIFEST.json over every regular file below `folder`, in the order of their names. Returns its path.
+
+    `known`: the SHA-256 of files, by relative name, that were hashed while they were written.
+    """
     files = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path != folder / NAME:
-            files[path.relative_to(folder).as_posix()] = {"size": path.stat().st_size, "sha256": sha256(path)}
+            name = path.relative_to(folder).as_posix()
+            files[name] = {"size": path.stat().st_size, "sha256": known.get(name) or sha256(path)}
     target = folder / NAME
     target.write_text(json.dumps({"format": 1, "files": files}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return target

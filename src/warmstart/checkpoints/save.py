@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ from warmstart.checkpoints.commit import commit_folder
 from warmstart.checkpoints.quiet import quiet_transformers
 from warmstart.errors import UsageError
 
-__all__ = ["commit_folder", "save_model"]
+__all__ = ["commit_folder", "save_model", "save_settings", "write_model"]
 
 
 def save_model(
@@ -37,17 +38,32 @@ def save_model(
             )
 
     def write(folder: Path) -> None:
-        with quiet_transformers():
-            model.save_pretrained(folder)
-            if tokenizer is not None:
-                tokenizer.save_pretrained(folder)
-        if tokenizer is not None:
-            _reset_tokenizer(folder / "tokenizer.json")
+        write_model(model, tokenizer, folder)
         for name, data in extra.items():
             (folder / name).parent.mkdir(exist_ok=True)
             (folder / name).write_bytes(data)
 
     return commit_folder(target, write, replace=replace)
+
+
+def write_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, folder: Path) -> None:
+    """The files of `save_model` without extras, into a folder that exists and that somebody else commits."""
+    with quiet_transformers():
+        model.save_pretrained(folder)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
+    if tokenizer is not None:
+        _reset_tokenizer(folder / "tokenizer.json")
+
+
+def save_settings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """`config.json` and the tokenizer's files, as `save_model` writes them, into a folder that exists."""
+    config = copy.deepcopy(model.config)
+    config.architectures = [type(model).__name__]
+    with quiet_transformers():
+        config.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    _reset_tokenizer(folder / "tokenizer.json")
 
 
 def _reset_tokenizer(path: Path) -> None:

@@ -22,8 +22,8 @@ from warmstart.errors import UsageError, Where, did_you_mean
 
 log = logging.getLogger("warmstart")
 
-# What the `config.toml` of a run has beside `[train]`.
-_OF_THE_CALL = frozenset({"model", "task", "options"})
+# What the `config.toml` of a run has beside `[train]`; see `training.recipe`.
+OF_THE_CALL = ("model", "data", "validation", "task", "columns", "options")
 
 
 class TrainConfig(BaseModel):
@@ -51,8 +51,10 @@ class TrainConfig(BaseModel):
     seed: int = Field(default=0, ge=0, description="order, masks, dropout and a fresh head are functions of it")
     patience: int | None = Field(default=None, gt=0, description="evaluations without a better one that end the run")
     evaluate_every: int | None = Field(default=None, gt=0, description="optimizer steps; None: after each epoch")
-    save_every: int | None = Field(default=None, gt=0, description="optimizer steps between checkpoints; None: none")
-    keep: int = Field(default=2, gt=0, description="how many of those checkpoints are kept, the newest")
+    save_every: int | None = Field(
+        default=None, gt=0, description="optimizer steps between snapshots; None: by time, at 2 % of it at most"
+    )
+    keep: int = Field(default=2, gt=0, description="how many snapshots a finished run keeps, if save_every is given")
     precision: Literal["fp32", "bf16"] = Field(default="fp32", description="bf16: autocast, weights stay float32")
     device: str = Field(default="auto", description="auto, cpu, cuda, cuda:N or mps")
     workers: int = Field(default=0, ge=0, description="processes that collate batches ahead of the loop")
@@ -89,7 +91,28 @@ def read_config(path: Path | None, settings: Iterable[str] = ()) -> TrainConfig:
 
     Raises UsageError "config-not-toml", "config-setting", and what `make_config` raises.
     """
-    values = {} if path is None else _settings_of(path)
+    document = {} if path is None else read_document(path)
+    unread = sorted(set(OF_THE_CALL) & document.keys())
+    if unread:
+        log.warning("%s: %s not taken from there; give them with the call", path, " and ".join(unread))
+    return config_of(document, settings, where=None if path is None else str(path))
+
+
+def read_document(path: Path) -> dict[str, Any]:
+    """What a TOML file holds. Raises UsageError "config-not-toml"."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:  # both kinds of decoding errors are ValueErrors
+        raise UsageError(
+            "config-not-toml", f"the configuration cannot be read: {error}", where=str(path), fix="give a TOML file"
+        ) from None
+
+
+def config_of(document: Mapping[str, Any], settings: Iterable[str], *, where: str | None) -> TrainConfig:
+    """The config in a document as `read_document` gives it, with `key=value` settings laid over it."""
+    values = {key: value for key, value in document.items() if key not in OF_THE_CALL}
+    table = values.pop("train", {})
+    values |= table if isinstance(table, dict) else {"train": table}
     for setting in settings:
         key, equals, text = setting.partition("=")
         if not equals:
@@ -97,22 +120,7 @@ def read_config(path: Path | None, settings: Iterable[str] = ()) -> TrainConfig:
                 "config-setting", "a setting is written key=value", value=setting, fix="e.g. --set epochs=2"
             )
         values[key.strip()] = text.strip()
-    return make_config(values, where=None if path is None else str(path))
-
-
-def _settings_of(path: Path) -> dict[str, Any]:
-    try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:  # both kinds of decoding errors are ValueErrors
-        raise UsageError(
-            "config-not-toml", f"the configuration cannot be read: {error}", where=str(path), fix="give a TOML file"
-        ) from None
-    unread = sorted(_OF_THE_CALL & document.keys())
-    if unread:
-        log.warning("%s: %s not taken from there; give them with the call", path, " and ".join(unread))
-    rest = {key: value for key, value in document.items() if key not in _OF_THE_CALL}
-    table = rest.pop("train", {})
-    return {**rest, **table} if isinstance(table, dict) else {**rest, "train": table}
+    return make_config(values, where=where)
 
 
 def _refused(error: ValidationError) -> UsageError:

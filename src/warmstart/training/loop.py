@@ -79,19 +79,24 @@ def fit(
     device: str,
     schedule: Schedule,
     after_step: Callable[[Step], bool],
+    start: int = 0,
 ) -> None:
     """Train `model` in place. `after_step` sees every step, may evaluate and save, and ends the run by True.
 
+    `start`: the steps that `model`, `optimizer` and `scheduler` have behind them; the batches of these are not made.
+
     Raises TrainingError "loss-not-finite" before the optimizer could spread a non-finite gradient.
     """
-    done = 0
+    done = first = 0  # `first`: the steps before this epoch
     with _numerics(device):
         for epoch, steps in enumerate(schedule.per_epoch):
-            if done == schedule.total:
-                return
-            batches.set_epoch(epoch)
-            loader = iter(DataLoader(batches, batch_size=None, num_workers=config.workers, collate_fn=_itself))
-            for position in range(min(steps, schedule.total - done)):
+            last = min(first + steps, schedule.total)
+            done = max(done, min(start, last))
+            if done == last:
+                first = last
+                continue
+            loader = _loader(batches, epoch, (done - first) * config.accumulate, config.workers)
+            for position in range(done - first, last - first):
                 started = time.monotonic()
                 model.train()
                 # Dropout is a function of (seed, step): a resumed run needs no generator state.
@@ -123,6 +128,14 @@ def fit(
                 )
                 if after_step(step):
                     return
+            first = last
+
+
+def _loader(batches: Batches[Batch], epoch: int, position: int, workers: int) -> Iterator[Batch]:
+    """The batches of an epoch from `position` on."""
+    batches.set_epoch(epoch)
+    left = range(position, len(batches))
+    return iter(DataLoader(batches, batch_size=None, sampler=left, num_workers=workers, collate_fn=_itself))
 
 
 def check_finite(model: torch.nn.Module, step: int) -> None:

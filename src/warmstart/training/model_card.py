@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -55,6 +55,7 @@ class RunFacts:
     training_rows: int
     validation_rows: int
     steps: int
+    lineage: Sequence[Mapping[str, Any]] = ()  # where the run was forced to go on with something else
 
     def files(self) -> dict[str, bytes]:
         """The two files, by name."""

@@ -2,10 +2,11 @@
 
 config.toml           the resolved configuration
 provenance.json       checkpoint, data and environment, by fingerprint
-metrics.jsonl         one line an optimizer step, one an evaluation
+metrics.jsonl         one line an optimizer step, one an evaluation; each once, however often the run was resumed
+attempts.jsonl        every start, the step it began at and how it ended
 predictions.parquet   each validation example with its prediction, loss and correctness
 report.html           all of it on one page
-checkpoints/          kept during the run: `best`, and `step-…` where asked for
+checkpoints/          `best`; while the run goes `best-…` and `step-…`, of which the latter are kept where asked for
 model/                the result: a standard Hugging Face folder
 """
 
@@ -15,18 +16,24 @@ import dataclasses
 import json
 import os
 import re
-import shutil
-from collections.abc import Iterator, Mapping
+import uuid
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tomli_w
-
+from warmstart.checkpoints.commit import remove_folder, sweep
 from warmstart.errors import UsageError, WarmstartError
-from warmstart.training.config import TrainConfig
+from warmstart.training.attempts import NAME as ATTEMPTS
+from warmstart.training.attempts import Attempts, How
+from warmstart.training.lock import LOCK, OWNER
 from warmstart.training.loop import Step
+from warmstart.training.snapshots import snapshots
+
+CONFIG, PROVENANCE = "config.toml", "provenance.json"
+_BEFORE_THE_START = frozenset({CONFIG, "checkpoints", LOCK, OWNER})
+_TEMPORARY = re.compile(r"\.[a-z]+\.(toml|json)\.tmp-[0-9a-f]{12}")
 
 
 @dataclass(frozen=True)
@@ -35,8 +42,11 @@ class RunDirectory:
 
     path: Path
 
-    def check_free(self) -> None:
-        """Raises UsageError "run-exists" where something is there already, "run-path" for a path that is no UTF-8."""
+    def check_usable(self) -> bool:
+        """Is a run of ours begun here, so that it can be resumed; False for a new or an empty directory.
+
+        Raises UsageError "run-exists" where something else is there, "run-path" for a path that is no UTF-8.
+        """
         try:
             os.fspath(self.path).encode()
         except UnicodeEncodeError:  # the tokenizers library could not save there, at the very end of the run
@@ -47,56 +57,108 @@ class RunDirectory:
                 fix="choose another -o",
             ) from None
         with self._reported():
-            taken = self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir()))
-        if taken:
+            if not self.path.exists():
+                return False
+            names = {path.name for path in self.path.iterdir()} if self.path.is_dir() else None
+        if names is not None and {PROVENANCE, CONFIG} <= names:
+            return True
+        # A kill may have come before provenance.json, which is written last of what stands there at a start.
+        if names is None or not all(name in _BEFORE_THE_START or _TEMPORARY.fullmatch(name) for name in names):
             raise UsageError(
                 "run-exists",
-                "the output of a run must be a new or an empty directory",
+                "the output of a run must be a new or an empty directory, or a run to resume",
                 where=str(self.path),
                 fix="choose another -o, or remove the directory",
             )
+        return False
 
     def create(self) -> None:
-        """Make the empty directory. Raises what `check_free` raises, and WarmstartError "run-unwritable"."""
-        self.check_free()
+        """Make the directory. Raises WarmstartError "run-unwritable"."""
         with self._reported():
-            (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+
+    def sweep(self) -> None:
+        """Remove what killed attempts left half done. Only for who holds the lock."""
+        with self._reported():
+            self.checkpoints.mkdir(exist_ok=True)
+            for folder in (self.path, self.checkpoints):
+                sweep(folder)
+            for path in self.path.iterdir():
+                if _TEMPORARY.fullmatch(path.name):
+                    path.unlink()
 
     @property
     def model(self) -> Path:
         return self.path / "model"
 
     @property
-    def best(self) -> Path:
-        return self.path / "checkpoints" / "best"
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def attempts(self) -> Attempts:
+        return Attempts(self.path / ATTEMPTS)
 
     @property
     def predictions(self) -> Path:
         return self.path / "predictions.parquet"
 
     def step_checkpoint(self, step: int) -> Path:
-        return self.path / "checkpoints" / f"step-{step:06d}"
+        return self.checkpoints / f"step-{step:06d}"
+
+    def best_checkpoint(self, step: int) -> Path:
+        """Where the best weights stand that were evaluated after `step`: `best` once the run is finished."""
+        while_it_goes = self.checkpoints / f"best-{step:06d}"
+        return while_it_goes if while_it_goes.exists() or not self.best.exists() else self.best
+
+    @property
+    def best(self) -> Path:
+        return self.checkpoints / "best"
 
     def prune(self, keep: int) -> None:
-        """Remove all but the newest `keep` step checkpoints."""
-        made = [path for path in (self.path / "checkpoints").iterdir() if re.fullmatch(r"step-\d+", path.name)]
-        for old in sorted(made, key=lambda path: int(path.name.removeprefix("step-")))[:-keep]:
-            shutil.rmtree(old)
-
-    def write_config(self, config: TrainConfig, *, model: str, task: str, options: Mapping[str, Any]) -> None:
-        document = {
-            "model": model.encode("utf-8", "backslashreplace").decode(),  # a path may hold bytes that are no UTF-8
-            "task": task,
-            "options": dict(options),
-            # TOML has no null; `make_config` reads the word back.
-            "train": {key: "none" if value is None else value for key, value in config.model_dump().items()},
-        }
+        """Remove all but the newest `keep` snapshots; 0 removes all."""
         with self._reported():
-            (self.path / "config.toml").write_text(tomli_w.dumps(document), encoding="utf-8")
+            made = snapshots(self.checkpoints)
+            for old in made[: len(made) - keep] if keep < len(made) else []:
+                remove_folder(old)
+
+    def prune_best(self, needed: Collection[int]) -> None:
+        """Remove the best weights of earlier evaluations, but those after the steps `needed`."""
+        with self._reported():
+            for path in self.checkpoints.iterdir():
+                if re.fullmatch(r"best-\d+", path.name) and int(path.name.removeprefix("best-")) not in needed:
+                    remove_folder(path)
+
+    def tidy(self, best_step: int | None, keep: int) -> None:
+        """Leave what a finished run keeps: the best weights as `best`, and the newest `keep` snapshots."""
+        self.prune(keep)
+        self.prune_best(() if best_step is None else (best_step,))
+        with self._reported():
+            if best_step is not None and (found := self.best_checkpoint(best_step)) != self.best and found.exists():
+                found.rename(self.best)
+
+    def write_config(self, text: str) -> None:
+        """`config.toml`, which `training.recipe` makes."""
+        self._write(CONFIG, text)
 
     def write_provenance(self, values: Mapping[str, Any]) -> None:
-        with self._reported():
-            (self.path / "provenance.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        self._write(PROVENANCE, json.dumps(values, indent=2) + "\n")
+
+    def read_provenance(self) -> dict[str, Any]:
+        """What `write_provenance` wrote. Raises UsageError "run-damaged"."""
+        path = self.path / PROVENANCE
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(found, dict):
+                raise ValueError("it is no object")
+        except (OSError, ValueError, RecursionError) as error:
+            raise UsageError(
+                "run-damaged",
+                f"the record of what a run was made from cannot be read: {error}",
+                where=str(path),
+                fix="put the file back, or choose another -o and train anew",
+            ) from None
+        return found
 
     def log_step(self, step: Step) -> None:
         self._log(dataclasses.asdict(step))
@@ -104,9 +166,52 @@ class RunDirectory:
     def log_validation(self, step: Step, values: Mapping[str, Any]) -> None:
         self._log({"step": step.step, "epoch": step.epoch, "validation": values})
 
+    def note_start(self, began_at: int, *, set_aside: Sequence[Any] = (), differences: Sequence[Any] = ()) -> int:
+        """See `Attempts.start`."""
+        with self._reported():
+            return self.attempts.start(began_at, set_aside=set_aside, differences=differences)
+
+    def note_end(
+        self, number: int, how: How, step: int, *, code: str | None = None, best_step: int | None = None
+    ) -> None:
+        """See `Attempts.end`."""
+        with self._reported():
+            self.attempts.end(number, how, step, code=code, best_step=best_step)
+
+    def metrics_size(self) -> int:
+        """Bytes of metrics.jsonl, all of them on the disk when this returns."""
+        with self._reported(), self.metrics.open("ab") as file:
+            os.fsync(file.fileno())
+            return file.tell()
+
+    def cut_metrics(self, size: int) -> bool:
+        """Cut metrics.jsonl to its first `size` bytes: what the snapshot knows. False if it is shorter than that."""
+        with self._reported(), self.metrics.open("ab") as file:
+            whole = file.tell() >= size
+            file.truncate(min(size, file.tell()))
+            os.fsync(file.fileno())
+        return whole
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
     def _log(self, line: Mapping[str, Any]) -> None:
-        with self._reported(), (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        with self._reported(), self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, allow_nan=False) + "\n")
+
+    def _write(self, name: str, text: str) -> None:
+        """The whole file or the old one, whatever happens."""
+        with self._reported():
+            temporary = self.path / f".{name}.tmp-{uuid.uuid4().hex[:12]}"
+            try:
+                with temporary.open("w", encoding="utf-8") as file:
+                    file.write(text)
+                    file.flush()
+                    os.fsync(file.fileno())
+                temporary.replace(self.path / name)
+            finally:
+                temporary.unlink(missing_ok=True)
 
     @contextmanager
     def _reported(self) -> Iterator[None]:

@@ -1,27 +1,43 @@
-"""A run while its loop goes: it keeps the records, evaluates, chooses the best weights and tells its progress."""
+"""A run while its loop goes: it keeps the records, evaluates, chooses the best weights, saves, tells its progress."""
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from warmstart.checkpoints import save_model
-from warmstart.errors import WarmstartError
-from warmstart.features import Batch
+import torch
+
+from warmstart.checkpoints import load_weights, save_model
+from warmstart.errors import CheckpointError, WarmstartError
 from warmstart.pipeline import Pipeline
 from warmstart.rows import Row
-from warmstart.training.batches import Batches
+from warmstart.training.additive import check_additive
 from warmstart.training.config import TrainConfig
 from warmstart.training.loop import Schedule, Step, check_finite, fit, not_finite
 from warmstart.training.optimizers import adamw, scheduler
+from warmstart.training.pace import Pace
+from warmstart.training.phases import phase
 from warmstart.training.run import RunDirectory
 from warmstart.training.selection import Selection
+from warmstart.training.snapshots import Snapshot, State, best_steps, save_snapshot
+from warmstart.training.stopping import Stop, listening
 from warmstart.verbs.evaluate import Evaluation, evaluate_rows
+from warmstart.verbs.kept_evaluation import NAME as EVALUATION
+from warmstart.verbs.kept_evaluation import read_evaluation, to_bytes
+from warmstart.verbs.preparing import Prepared
+from warmstart.verbs.resuming import Start
 
 log = logging.getLogger("warmstart")
+
+# While a run goes, one snapshot may turn out to be damaged.
+LEAST_KEPT = 2
 
 
 @dataclass(frozen=True)
@@ -31,6 +47,10 @@ class Progress:
     step: Step
     total: int
     validation: Evaluation | None = None
+
+
+class _StopAsked(Exception):  # noqa: N818 – no error
+    """An evaluation is given up, because the run is to stop."""
 
 
 @dataclass
@@ -43,36 +63,76 @@ class Fitting:
     schedule: Schedule
     directory: RunDirectory
     progress: Callable[[Progress], None] | None
+    optimizer: torch.optim.Optimizer
+    scheduler: torch.optim.lr_scheduler.LRScheduler
+    start: Start
     selection: Selection
+    pace: Pace
+    stop: Stop = field(default_factory=Stop)
     steps: int = 0
+    evaluated: int = 0
     best: Evaluation | None = None
     progress_failed: bool = False
 
+    def restore(self, snapshot: Snapshot) -> None:
+        """Become what the run was at a snapshot. Raises CheckpointError "state-unfit" if this is another model's."""
+        state = snapshot.state
+        load_weights(self.pipeline.model, snapshot.path)
+        try:
+            self.optimizer.load_state_dict(dict(state.optimizer))
+            self.scheduler.load_state_dict(dict(state.scheduler))
+        except (ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(
+                "state-unfit",
+                f"the optimizer's state in the snapshot is not that of this model: {error}",
+                where=str(snapshot.path),
+                fix="choose another -o and train anew",
+            ) from None
+        self.steps, self.evaluated = state.step.step, state.evaluated
+        self.selection = copy.copy(state.selection)
+        self.selection.patience = self.config.patience
+        if self.selection.best is not None:
+            folder = self.directory.best_checkpoint(self.selection.best_step)
+            self.best = read_evaluation(folder, self.pipeline.task, self.held_out)
+
     def after_step(self, step: Step) -> bool:
-        """Record the step; evaluate and save where that is due. True ends the run."""
-        self.steps = step.step
+        """Record the step; evaluate and save where that is due. True ends the loop."""
+        self.steps = self.start.reached = step.step
         self.directory.log_step(step)
         self.report(step)
-        if self.config.save_every and step.step % self.config.save_every == 0:
-            self.save(self.directory.step_checkpoint(step.step))
-            self.directory.prune(self.config.keep)
-        if self.held_out and self.schedule.evaluation_due(step.step, self.config.evaluate_every):
-            self.validate(step)
+        over = self.evaluate_if_due(step)
+        if self.stop.signal is not None or (not over and self.pace.due(step.step)):
+            self.snapshot(step)
+        return over or self.stop.signal is not None
+
+    def evaluate_if_due(self, step: Step) -> bool:
+        """Evaluate after a step, unless that is done; True if no further step is to be made."""
+        due = self.held_out and self.schedule.evaluation_due(step.step, self.config.evaluate_every)
+        if due and self.evaluated != step.step:
+            try:
+                with phase("evaluation", step.step):
+                    self.validate(step)
+            except _StopAsked:
+                return True
         return self.selection.exhausted
 
     def validate(self, step: Step) -> None:
         """Evaluate, and keep the weights if they are the best so far."""
         evaluation = self.evaluate()
+        self.evaluated = step.step
         self.directory.log_validation(step, {"loss": evaluation.loss, **evaluation.as_dict()["metrics"]})
         self.report(step, evaluation)
         if self.selection.offer(step.step, evaluation.rank):
             self.best = evaluation
-            self.save(self.directory.best)
+            with phase("save", step.step):
+                target = self.directory.checkpoints / f"best-{step.step:06d}"
+                self.save(target, {EVALUATION: to_bytes(evaluation)})
+            self.prune_best()
 
     def evaluate(self) -> Evaluation:
         check_finite(self.pipeline.model, self.steps)
         try:
-            evaluation = evaluate_rows(self.pipeline, self.held_out)
+            evaluation = evaluate_rows(self.pipeline, self.held_out, progress=self._check_stop)
         except WarmstartError as error:
             if error.code not in ("output-not-a-number", "scores-not-finite"):
                 raise
@@ -81,9 +141,50 @@ class Fitting:
             raise not_finite("validation loss", self.steps, evaluation.loss)
         return evaluation
 
+    def _check_stop(self, rows: int) -> None:
+        if self.stop.signal is not None:
+            raise _StopAsked
+
     def save(self, target: Path, extra: Mapping[str, bytes] | None = None) -> None:
         check_finite(self.pipeline.model, self.steps)
         save_model(self.pipeline.model, self.pipeline.tokenizer, target, extra=extra or {}, replace=True)
+
+    def snapshot(self, step: Step) -> None:
+        """Save all that the rest of the run needs. A disk that takes no snapshot is said, and ends no run."""
+        check_finite(self.pipeline.model, self.steps)
+        started = time.monotonic()
+        state = State(
+            step=step,
+            evaluated=self.evaluated,
+            selection=self.selection,
+            metrics_bytes=self.directory.metrics_size(),
+            optimizer=self.optimizer.state_dict(),
+            scheduler=self.scheduler.state_dict(),
+        )
+        target = self.directory.step_checkpoint(step.step)
+        try:
+            with phase("save", step.step):
+                save_snapshot(target, self.pipeline.model, self.pipeline.tokenizer, state)
+        except CheckpointError as error:
+            log.warning("no snapshot of step %d: %s%s; the run goes on", step.step, error.what, self._space())
+        else:
+            with phase("prune", step.step):
+                self.directory.prune(max(LEAST_KEPT, self.config.keep))
+                self.prune_best()
+        self.pace.saved(time.monotonic() - started)
+
+    def prune_best(self) -> None:
+        """Keep the best weights, and those that a snapshot would go on from."""
+        self.directory.prune_best({self.selection.best_step, *best_steps(self.directory.checkpoints)})
+
+    def _space(self) -> str:
+        """What a snapshot takes and what is there, in words."""
+        tensors = [
+            t for values in self.optimizer.state.values() for t in values.values() if isinstance(t, torch.Tensor)
+        ]
+        needed = sum(t.numel() * t.element_size() for t in [*self.pipeline.model.state_dict().values(), *tensors])
+        free = shutil.disk_usage(self.directory.path).free
+        return f" (it takes {needed / 1e6:,.0f} MB, {free / 1e6:,.0f} MB are free)"
 
     def report(self, step: Step, validation: Evaluation | None = None) -> None:
         """Tell `progress`. What fails in there is no reason to lose a run: it is said once."""
@@ -98,27 +199,59 @@ class Fitting:
 
 
 def fit_pipeline(
-    pipeline: Pipeline,
-    batches: Batches[Batch],
-    held_out: list[Row],
-    config: TrainConfig,
-    directory: RunDirectory,
-    progress: Callable[[Progress], None] | None,
+    prepared: Prepared, directory: RunDirectory, progress: Callable[[Progress], None] | None, start: Start
 ) -> Fitting:
-    schedule = Schedule.of(batches, config)
-    fitting = Fitting(pipeline, held_out, config, schedule, directory, progress, selection=Selection(config.patience))
+    """Train from `start` to the end. Raises KeyboardInterrupt or SystemExit after a signal, with a snapshot saved."""
+    config, pipeline = prepared.config, prepared.pipeline
     assert config.learning_rate is not None
+    schedule = Schedule.of(prepared.batches, config)
     optimizer = adamw(pipeline.model, learning_rate=config.learning_rate, weight_decay=config.weight_decay)
-    fit(
-        pipeline.model,
-        pipeline.task,
-        batches,
-        config,
-        optimizer,
-        scheduler(optimizer, config, schedule.total),
-        device=pipeline.device,
+    fitting = Fitting(
+        pipeline=pipeline,
+        held_out=prepared.held_out,
+        config=config,
         schedule=schedule,
-        after_step=fitting.after_step,
+        directory=directory,
+        progress=progress,
+        optimizer=optimizer,
+        scheduler=scheduler(optimizer, config, schedule.total),
+        start=start,
+        selection=Selection(config.patience),
+        pace=Pace(config.save_every),
     )
+    with listening() as fitting.stop, _threads(start.threads):
+        if start.snapshot is not None:
+            fitting.restore(start.snapshot)
+        else:
+            check_additive(pipeline.model, pipeline.task, prepared.batches, config, device=pipeline.device)
+        if start.snapshot is None or not fitting.evaluate_if_due(start.snapshot.state.step):
+            fit(
+                pipeline.model,
+                pipeline.task,
+                prepared.batches,
+                config,
+                optimizer,
+                fitting.scheduler,
+                device=pipeline.device,
+                schedule=schedule,
+                after_step=fitting.after_step,
+                start=fitting.steps,
+            )
+    if fitting.stop.signal is not None:
+        log.warning("stopped after step %d of %d; the same call goes on from there", fitting.steps, schedule.total)
+        raise fitting.stop.outcome()
     pipeline.model.eval()
     return fitting
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    """The number of threads that a run was begun with: another one sums in another order."""
+    before = torch.get_num_threads()
+    if count is not None and count != before:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        if torch.get_num_threads() != before:
+            torch.set_num_threads(before)

@@ -1,0 +1,166 @@
+"""Snapshots: everything the rest of a run needs, at a boundary between two optimizer steps.
+
+A snapshot is the folder `checkpoints/step-…`, committed in one rename (`checkpoints/commit.py`):
+
+    config.json, model.safetensors, tokenizer files    a checkpoint like any other, which `ws.load` takes
+    training_state/state.json                          step, selection, scheduler, length of metrics.jsonl, …
+    training_state/optimizer.safetensors               the tensors of the optimizer's state
+    MANIFEST.json                                      size and SHA-256 of every file
+
+No generator is saved: order, masks and dropout are functions of (seed, epoch or step, example).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from warmstart.checkpoints.commit import commit_folder
+from warmstart.checkpoints.manifest import NAME as MANIFEST
+from warmstart.checkpoints.manifest import check_manifest
+from warmstart.checkpoints.save import write_model
+from warmstart.errors import CheckpointError
+from warmstart.training.loop import Step
+from warmstart.training.selection import Selection
+from warmstart.training.state_files import pack, read_tensors, read_values, unpack, write_tensors
+
+log = logging.getLogger("warmstart")
+
+STATE = "training_state/state.json"
+OPTIMIZER = "training_state/optimizer.safetensors"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class State:
+    """The state of a run beside its weights, after `step`. `evaluated`: the last step whose evaluation is done."""
+
+    step: Step
+    evaluated: int
+    selection: Selection
+    metrics_bytes: int  # of metrics.jsonl, up to and with this state
+    optimizer: Mapping[str, Any]  # as its state_dict() gives it
+    scheduler: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A verified snapshot. The weights are a checkpoint's; see `checkpoints.load_weights`."""
+
+    path: Path
+    state: State
+
+
+def save_snapshot(target: Path, model: Any, tokenizer: Any, state: State) -> None:
+    """Commit a snapshot; one of the same name is replaced. Raises CheckpointError "save-failed"."""
+    values, tensors = pack({"optimizer": state.optimizer, "scheduler": state.scheduler})
+    document = {
+        "format": FORMAT,
+        "step": asdict(state.step),
+        "evaluated": state.evaluated,
+        "selection": pack(asdict(state.selection))[0],
+        "metrics_bytes": state.metrics_bytes,
+        **values,
+    }
+    known: dict[str, str] = {}
+
+    def write(folder: Path) -> None:
+        (folder / STATE).parent.mkdir()
+        # Hashing and writing both let go of the interpreter: two files at once take the time of the larger one.
+        with ThreadPoolExecutor(1) as beside:
+            optimizer = beside.submit(write_tensors, folder / OPTIMIZER, tensors)
+            write_model(model, tokenizer, folder)
+            known[OPTIMIZER] = optimizer.result()
+        (folder / STATE).write_text(json.dumps(document, allow_nan=False) + "\n", encoding="utf-8")
+
+    commit_folder(target, write, replace=True, known=known)
+
+
+def read_snapshot(path: Path) -> Snapshot:
+    """Check a snapshot against its manifest and read its state.
+
+    Raises CheckpointError: "state-unreadable", "snapshot-uncommitted", and those of `manifest.check_manifest`.
+    """
+    if not (path / MANIFEST).is_file():
+        raise CheckpointError(
+            "snapshot-uncommitted",
+            "the snapshot has no manifest, so it was never whole",
+            where=str(path),
+            fix="remove it; the run then goes on from an earlier one, or from its start",
+        )
+    check_manifest(path)
+    document = read_values(path / STATE)
+    try:
+        if document["format"] != FORMAT:
+            raise ValueError(f"its format is {document['format']!r}, this version reads {FORMAT}")
+        tree = unpack(
+            {"optimizer": document["optimizer"], "scheduler": document["scheduler"]}, read_tensors(path / OPTIMIZER)
+        )
+        state = State(
+            step=Step(**document["step"]),
+            evaluated=int(document["evaluated"]),
+            selection=Selection(**unpack(document["selection"], {})),
+            metrics_bytes=int(document["metrics_bytes"]),
+            **tree,
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(
+            "state-unreadable",
+            f"the saved state of a run cannot be used: {error}",
+            where=str(path / STATE),
+            fix="remove the folder that holds it; the run then goes on from an earlier one, or from its start",
+        ) from None
+    return Snapshot(path, state)
+
+
+def newest_verified(folder: Path, check: Callable[[State], None]) -> tuple[Snapshot | None, list[dict[str, str]]]:
+    """The newest snapshot in `folder` (`checkpoints/`) that verifies, and what was set aside to come to it.
+
+    `check` may refuse a state by a CheckpointError, for what it needs beside itself. What does not verify is renamed to
+    `step-….rejected`, with the reason as the file REASON.txt in it, and said.
+    """
+    rejected = []
+    for path in reversed(snapshots(folder)):
+        try:
+            snapshot = read_snapshot(path)
+            check(snapshot.state)
+        except (CheckpointError, OSError) as error:
+            reason = error.what if isinstance(error, CheckpointError) else str(error)
+            rejected.append({"name": path.name, "reason": reason})
+            aside = set_aside(path, str(error))
+            log.warning("%s is damaged and was set aside as %s: %s", path.name, aside.name, reason)
+        else:
+            return snapshot, rejected
+    return None, rejected
+
+
+def snapshots(folder: Path) -> list[Path]:
+    """The snapshots in `folder`, oldest first, by the number of their step."""
+    found = [path for path in folder.iterdir() if re.fullmatch(r"step-\d+", path.name)]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+
+
+def best_steps(folder: Path) -> set[int]:
+    """The steps whose best weights the snapshots in `folder` would go on from."""
+    steps = set()
+    for path in snapshots(folder):
+        with suppress(CheckpointError, KeyError, TypeError):  # a damaged one is not gone on from
+            steps.add(int(read_values(path / STATE)["selection"]["best_step"]))
+    return steps
+
+
+def set_aside(path: Path, reason: str) -> Path:
+    """Rename a folder that is not to be used, and write into it why. Returns its new path."""
+    names = (path.with_name(f"{path.name}.rejected{f'-{n}' if n > 1 else ''}") for n in range(1, 10_000))
+    aside = next(name for name in names if not name.exists())
+    path.rename(aside)
+    if aside.is_dir():
+        (aside / "REASON.txt").write_text(reason + "\n", encoding="utf-8")
+    return aside
