@@ -300,7 +300,7 @@ def test_real_texts_through_the_real_tokenizer(encoder: Path) -> None:
     assert [encoded.pieces[0].ids for encoded in ours.encode(batch)] == wanted
 
 
-# --- the first text of a pair is shortened, and masks are read --------------------------------------------------------
+# --- the first text of a pair is shortened ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("limit", [12, 16, 24])
@@ -328,21 +328,3 @@ def test_windows_of_the_first_text_carry_the_whole_second() -> None:
         assert len(piece) <= 16
         seen += first if not seen else first[3:]
     assert seen == bare and len(code.pieces) > 3 and not code.truncated
-
-
-@pytest.mark.parametrize("family", ["bert", "roberta"])
-def test_a_tokenizer_that_reads_masks_reads_nothing_else_into_a_text(family: str) -> None:
-    theirs = tiny_tokenizer(family)
-    plain = Tokenizer.from_transformers(theirs, limit=64, type_ids=False)
-    reading = plain.reading_mask("here")
-    text = f"{theirs.cls_token} good {theirs.mask_token} film {theirs.sep_token}"
-    [before], [after] = plain.encode([text]), reading.encode([text])
-    assert before.pieces[0].ids.count(theirs.mask_token_id) == 0
-    assert after.pieces[0].ids.count(theirs.mask_token_id) == 1
-    assert after.pieces[0].ids.count(theirs.cls_token_id) == 1  # its own, not the one that is spelled out
-    assert after.flags == before.flags == ("special-tokens-as-text",)
-    assert reading.encode([theirs.mask_token])[0].flags == ()
-    assert reading.encode(["a good film"])[0].pieces[0].ids == plain.encode(["a good film"])[0].pieces[0].ids
-    again = reading.reading_mask("here").encode([text])[0]
-    assert again.pieces[0].ids == after.pieces[0].ids
-    assert plain.encode([text])[0].pieces[0].ids == before.pieces[0].ids  # nothing was changed in the first

@@ -8,7 +8,6 @@ Rust object it shares. Here both are switched off once, at construction; afterwa
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -124,24 +123,6 @@ class Tokenizer:
             mask=tokenizer.mask_token,
         )
         return dataclasses.replace(copy, truncation_side=tokenizer.truncation_side)
-
-    def reading_mask(self, where: str) -> Tokenizer:
-        """This tokenizer, but for one token: a mask that a text spells out is the mask.
-
-        Raises CheckpointError "mask-missing", of the checkpoint `where`, if it has none.
-        """
-        if self.mask is None or self.rust.token_to_id(self.mask) is None:
-            raise CheckpointError(
-                "mask-missing",
-                "the checkpoint's tokenizer has no mask token",
-                where=where,
-                fix="use a masked language model, such as BERT or RoBERTa",
-            )
-        content = json.loads(self.rust.to_str())
-        for token in content["added_tokens"]:
-            if token["content"] == self.mask:
-                token["special"] = False  # it is matched in texts then, with its own rules for spaces beside it
-        return dataclasses.replace(self, rust=_rust_copy(json.dumps(content)), specials=self.specials - {self.mask})
 
     def encode(
         self,

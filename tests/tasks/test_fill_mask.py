@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 
 import warmstart as ws
 from support.damage import copy_of
+from support.models import tiny_tokenizer
 from warmstart.batching import collate
 from warmstart.engine.runtime_torch import to_tensors
 from warmstart.errors import CheckpointError, UsageError
@@ -29,8 +30,9 @@ from warmstart.features import Feature
 from warmstart.randomness import generator
 from warmstart.rows import Row
 from warmstart.tasks import as_dict
-from warmstart.tasks.fill_mask import IGNORED, FillMask
+from warmstart.tasks.fill_mask import IGNORED, FillMask, reading_mask
 from warmstart.tasks.position_head import logits_at
+from warmstart.tokenization import Tokenizer
 
 DATA = Path(__file__).parent.parent.parent.parent / "shared" / "data"
 MASKS = {"bert": "[MASK]", "distilbert": "[MASK]", "roberta": "<mask>", "modernbert": "<mask>"}
@@ -160,6 +162,24 @@ def test_there_are_no_labels(tiny: Callable[..., Path]) -> None:
     with pytest.raises(UsageError) as caught:
         ws.load(tiny("bert", "masks"), labels=["a", "b"])
     assert caught.value.code == "task-has-no-labels"
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta"])
+def test_a_tokenizer_that_reads_masks_reads_nothing_else_into_a_text(family: str) -> None:
+    theirs = tiny_tokenizer(family)
+    plain = Tokenizer.from_transformers(theirs, limit=64, type_ids=False)
+    reading = reading_mask(plain, Path("here"))
+    text = f"{theirs.cls_token} good {theirs.mask_token} film {theirs.sep_token}"
+    [before], [after] = plain.encode([text]), reading.encode([text])
+    assert before.pieces[0].ids.count(theirs.mask_token_id) == 0
+    assert after.pieces[0].ids.count(theirs.mask_token_id) == 1
+    assert after.pieces[0].ids.count(theirs.cls_token_id) == 1  # its own, not the one that is spelled out
+    assert after.flags == before.flags == ("special-tokens-as-text",)
+    assert reading.encode([theirs.mask_token])[0].flags == ()
+    assert reading.encode(["a good film"])[0].pieces[0].ids == plain.encode(["a good film"])[0].pieces[0].ids
+    again = reading_mask(reading, Path("here")).encode([text])[0]
+    assert again.pieces[0].ids == after.pieces[0].ids
+    assert plain.encode([text])[0].pieces[0].ids == before.pieces[0].ids  # nothing was changed in the first
 
 
 # --- which tokens are guessed -----------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,7 +12,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from warmstart.errors import UsageError
+from warmstart.errors import CheckpointError, UsageError
 from warmstart.features import Array, Batch, Feature, Pad
 from warmstart.metrics import perplexity
 from warmstart.randomness import generator
@@ -86,7 +87,7 @@ class FillMask:
             "long_text": ("windows", "truncate"),
             "stride": (int,),
         }
-        return cls(tokenizer.reading_mask(str(folder)), **checked_options(cls, options, known))
+        return cls(reading_mask(tokenizer, folder), **checked_options(cls, options, known))
 
     def learn(self, rows: Sequence[Row]) -> FillMask:
         return self
@@ -219,6 +220,26 @@ class FillMask:
         rust = self.tokenizer.rust
         special = {i for i, token in rust.get_added_tokens_decoder().items() if token.special} | {self._mask_id}
         return np.array(sorted(set(rust.get_vocab(with_added_tokens=True).values()) - special), dtype=np.int64)
+
+
+def reading_mask(tokenizer: Tokenizer, folder: Path) -> Tokenizer:
+    """The tokenizer, but for one token: a mask that a text spells out is the mask. `folder` is the checkpoint's.
+
+    Raises CheckpointError "mask-missing" where there is no mask token.
+    """
+    if tokenizer.mask is None or tokenizer.rust.token_to_id(tokenizer.mask) is None:
+        raise CheckpointError(
+            "mask-missing",
+            "the checkpoint's tokenizer has no mask token",
+            where=str(folder),
+            fix="use a masked language model, such as BERT or RoBERTa",
+        )
+    content = json.loads(tokenizer.rust.to_str())
+    for token in content["added_tokens"]:
+        if token["content"] == tokenizer.mask:
+            token["special"] = False  # it is matched in texts then, with its own rules for spaces beside it
+    rust = Tokenizer.from_json(json.dumps(content), limit=tokenizer.limit).rust
+    return dataclasses.replace(tokenizer, rust=rust, specials=tokenizer.specials - {tokenizer.mask})
 
 
 def _places(
