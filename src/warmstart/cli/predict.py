@@ -99,7 +99,8 @@ def _remember(rows: Any, seen: deque[Any]) -> Iterator[Any]:
 def show_prediction(row: Any, prediction: dict[str, Any], names: tuple[str, ...] = ("text",)) -> None:
     """A prediction for a person: the row's texts, by the `names` of their fields, and a bar for each best score."""
     width = shutil.get_terminal_size().columns
-    text = " / ".join(escape_terminal(str(row[name])) for name in names if row.get(name))
+    texts = [row[name] for name in names if row.get(name)] or [_words(row)]
+    text = " / ".join(escape_terminal(str(text)) for text in texts)
     console.show(console.paint(text if len(text) <= width else text[: max(1, width - 1)] + "…", "1", sys.stdout))
     if isinstance(prediction.get("scores"), dict):
         _show_scores(prediction["scores"], prediction["label"])
@@ -109,6 +110,12 @@ def show_prediction(row: Any, prediction: dict[str, Any], names: tuple[str, ...]
                 console.show(f"  {name}  {_brief(value)}")
     remarks = [*prediction["flags"], *(["cut to the limit"] if prediction["truncated"] else [])]
     console.show(console.paint(f"  {prediction['tokens']} tokens{''.join(', ' + r for r in remarks)}", "2", sys.stdout))
+
+
+def _words(row: Any) -> str:
+    """The text of a row that has none but its words."""
+    lists = (value for value in row.values() if isinstance(value, list) and all(isinstance(v, str) for v in value))
+    return " ".join(next(lists, []))
 
 
 def _show_scores(scores: dict[str, float], label: str | list[str]) -> None:
