@@ -80,7 +80,7 @@ def test_train_reads_a_config_file_and_stdin(warmstart: Any, tiny: Callable[...,
         "seed = 1" in config and 'device = "cpu"' in config and "batch_size = 4" in config and "epochs = 0.5" in config
     )
     rerun = warmstart("train", "-m", tiny("bert"), "-d", "train.jsonl", "-o", "s", "--config", "r/config.toml")
-    assert rerun.code == 0 and "not taken from there" in rerun.err
+    assert rerun.code == 0, rerun.err  # what is given with the command goes before what the file says
     assert (files / "s/model/model.safetensors").read_bytes() == (files / "r/model/model.safetensors").read_bytes()
 
 

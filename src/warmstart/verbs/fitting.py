@@ -7,8 +7,7 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,6 +27,7 @@ from warmstart.training.run import RunDirectory
 from warmstart.training.selection import Selection
 from warmstart.training.snapshots import Snapshot, State, best_steps, save_snapshot
 from warmstart.training.stopping import Stop, listening
+from warmstart.training.threads import threads
 from warmstart.verbs.evaluate import Evaluation, evaluate_rows
 from warmstart.verbs.kept_evaluation import NAME as EVALUATION
 from warmstart.verbs.kept_evaluation import read_evaluation, to_bytes
@@ -219,7 +219,7 @@ def fit_pipeline(
         selection=Selection(config.patience),
         pace=Pace(config.save_every),
     )
-    with listening() as fitting.stop, _threads(start.threads):
+    with listening() as fitting.stop, threads(start.threads):
         if start.snapshot is not None:
             fitting.restore(start.snapshot)
         else:
@@ -242,16 +242,3 @@ def fit_pipeline(
         raise fitting.stop.outcome()
     pipeline.model.eval()
     return fitting
-
-
-@contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    """The number of threads that a run was begun with: another one sums in another order."""
-    before = torch.get_num_threads()
-    if count is not None and count != before:
-        torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        if torch.get_num_threads() != before:
-            torch.set_num_threads(before)
