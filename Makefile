@@ -12,7 +12,7 @@ help:
 	@echo "make check     lint, format, types, import rules"
 	@echo "make format    format the code and mend what the linter can"
 	@echo "make accuracy  train and judge every data set with every seed (about an hour)"
-	@echo "make bench     measure inference beside its peers, on one core (about a quarter of an hour)"
+	@echo "make bench     measure inference beside its peers, on one core (about twenty minutes)"
 	@echo "make starter   make the default classifier again"
 
 $(READY): pyproject.toml constraints.txt

@@ -49,7 +49,8 @@ def command(
         columns=columns,
         progress=line.update,
     )
-    line.update(f"{found.rows:,} rows, {found.tokens:,} tokens, {found.threads} threads, {found.device}", last=True)
+    cores = "thread" if found.threads == 1 else "threads"
+    line.update(f"{found.rows:,} rows, {found.tokens:,} tokens, {found.threads} {cores}, {found.device}", last=True)
     if as_json:
         console.emit(found.as_dict())
     else:
