@@ -146,7 +146,7 @@ def test_the_loss_is_that_of_sentence_transformers(
 def test_a_bare_encoder_learns_to_rank_and_is_read_by_sentence_transformers(
     tiny: Callable[..., Path], tmp_path: Path
 ) -> None:
-    config = ws.TrainConfig(epochs=40, batch_size=4, learning_rate=5e-3, warmup=0, device="cpu")
+    config = ws.TrainConfig(epochs=40, batch_size=4, learning_rate=5e-3, warmup=0, evaluate_every=40, device="cpu")
     run = ws.train(
         tiny("roberta", "base"), ROWS, output=tmp_path / "run", task="rerank", validation=ROWS, config=config
     )
@@ -275,6 +275,9 @@ def test_grades_are_judged_by_rank(task: Rerank) -> None:
     found = judged(task, [[value] for value in logits], rows)
     assert found.primary == "spearman" and set(found.metrics) == {"spearman"}
     assert found.metrics["spearman"].value == pytest.approx(scipy.stats.spearmanr(grades, logits).statistic)
+    rows.append({"query": "q0", "passages": "b", "labels": 0.25})
+    shared = judged(task, [[value] for value in (*logits, 0.0)], rows)
+    assert shared.primary == "spearman" and shared.metrics["ndcg"].value == 1  # of the one query that two rows share
 
 
 # --- rows and faults --------------------------------------------------------------------------------------------------

@@ -192,7 +192,8 @@ class Rerank:
     def score(self, predictions: Sequence[Reranked], rows: Sequence[Row]) -> Scores:
         """MRR and nDCG over queries with several passages, in one row or more; AUROC of labels 0 and 1, else Spearman.
 
-        A row's `loss` is the mean over its passages. A passage is relevant if its label is above 0.
+        nDCG is the primary metric where such queries hold half of the passages. A passage is relevant if its label is
+        above 0. A row's `loss` is the mean over its passages.
         """
         labels = [np.array(_labels(row)) for row in rows]
         highest = max(self.max_score, math.ceil(max((row.max() for row in labels), default=0)))
@@ -213,7 +214,11 @@ class Rerank:
             "spearman": None if binary else metrics.spearman(truth, scores),
         }
         found = {name: metric for name, metric in measured.items() if metric is not None}
-        return Scores(per_example={"loss": np.array(losses)}, primary=next(iter(found), None), metrics=found)
+        # A few pairs that happen to share a query say less than the labels of all.
+        ranked_rows = 2 * sum(len(relevance[k]) for k in several) >= len(truth)
+        order = ("ndcg", "auroc", "spearman") if ranked_rows else ("auroc", "spearman", "ndcg")
+        primary = next((name for name in order if name in found), None)
+        return Scores(per_example={"loss": np.array(losses)}, primary=primary, metrics=found)
 
 
 def _passages(row: Row) -> list[str]:
