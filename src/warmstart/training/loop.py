@@ -13,10 +13,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate, islice
-from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
 
 from warmstart.engine.runtime_torch import to_tensors
 from warmstart.errors import TrainingError
@@ -25,6 +23,7 @@ from warmstart.randomness import derive
 from warmstart.tasks import Task
 from warmstart.training.batches import Batches
 from warmstart.training.config import TrainConfig
+from warmstart.training.fetching import fetch
 
 # Fractions of epochs are floats: 1.1 epochs of 10 steps are 11 steps, although 1.1 - 1 is a little more than a tenth.
 _ROUNDING = 1e-6
@@ -95,7 +94,7 @@ def fit(
             if done == last:
                 first = last
                 continue
-            loader = _loader(batches, epoch, (done - first) * config.accumulate, config.workers)
+            loader = fetch(batches, epoch, (done - first) * config.accumulate, config.workers)
             for position in range(done - first, last - first):
                 started = time.monotonic()
                 model.train()
@@ -116,26 +115,13 @@ def fit(
                 scheduler.step()
                 optimizer.zero_grad(set_to_none=True)
                 done += 1
-                step = Step(
-                    step=done,
-                    epoch=epoch + (position + 1) / steps,
-                    loss=loss / weight,
-                    learning_rate=rate,
-                    grad_norm=norm,
-                    tokens=sum(batch.tokens for batch in micro_batches),
-                    rows=sum(len({feature.row for feature in batch.features}) for batch in micro_batches),
-                    seconds=time.monotonic() - started,
-                )
-                if after_step(step):
+                at = epoch + (position + 1) / steps
+                rows = sum(len({feature.row for feature in batch.features}) for batch in micro_batches)
+                tokens = sum(batch.tokens for batch in micro_batches)
+                seconds = time.monotonic() - started
+                if after_step(Step(done, at, loss / weight, rate, norm, tokens, rows, seconds)):
                     return
             first = last
-
-
-def _loader(batches: Batches[Batch], epoch: int, position: int, workers: int) -> Iterator[Batch]:
-    """The batches of an epoch from `position` on."""
-    batches.set_epoch(epoch)
-    left = range(position, len(batches))
-    return iter(DataLoader(batches, batch_size=None, sampler=left, num_workers=workers, collate_fn=_itself))
 
 
 def check_finite(model: torch.nn.Module, step: int) -> None:
@@ -202,7 +188,3 @@ def not_finite(what: str, step: int, value: float) -> TrainingError:
         value=value,
         fix="lower learning_rate, set clip, or look for extreme values in the rows",
     )
-
-
-def _itself(batch: Any) -> Any:
-    return batch

@@ -1,0 +1,76 @@
+"""The batches of an epoch, from any position on, made here or by worker processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch.utils.data import DataLoader
+
+from warmstart.errors import TrainingError, WarmstartError, Where
+from warmstart.features import Batch
+from warmstart.training.batches import Batches
+
+# After so long without a batch a worker is taken for lost: none of them does anything but stack arrays.
+WORKER_SECONDS = 300.0
+
+
+def fetch(batches: Batches[Batch], epoch: int, position: int, workers: int) -> Iterator[Batch]:
+    """The batches of an epoch from `position` on.
+
+    Raises TrainingError "batch-failed", which names the rows; "worker-lost" for one that died or says nothing any more.
+    """
+    batches.set_epoch(epoch)
+    left = range(position, len(batches))
+    loader = DataLoader(
+        _Careful(batches),
+        batch_size=None,
+        sampler=left,
+        num_workers=workers,
+        collate_fn=_itself,
+        timeout=WORKER_SECONDS if workers else 0,
+    )
+    try:
+        for made in loader:
+            if isinstance(made, WarmstartError):
+                raise made
+            yield made
+    except RuntimeError as error:
+        if not workers or "DataLoader" not in str(error):
+            raise
+        raise TrainingError(
+            "worker-lost",
+            f"a process that collates batches is lost: {str(error).splitlines()[0]}",
+            where=f"epoch {epoch}",
+            fix="train with workers=0, which needs no such process; the same call goes on from the last snapshot",
+        ) from None
+
+
+@dataclass(frozen=True)
+class _Careful:
+    """Batches whose errors are values: an exception that comes out of a worker would lose its place and its kind."""
+
+    batches: Batches[Batch]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, position: int) -> Batch | WarmstartError:
+        try:
+            return self.batches[position]
+        except WarmstartError as error:
+            return error
+        except Exception as error:
+            rows = self.batches.plan[position]
+            return TrainingError(
+                "batch-failed",
+                f"a batch cannot be made: {error!r}",
+                where=Where(row=self.batches.features[rows[0]][0].row),
+                value=f"one of {len(rows)} rows: {sorted(self.batches.features[i][0].row for i in rows)}",
+                fix="look at these rows (counted from 0); remove or repair the one at fault",
+            )
+
+
+def _itself(batch: Any) -> Any:
+    return batch
