@@ -143,7 +143,7 @@ PADDINGS = {
 @pytest.mark.parametrize("padding", PADDINGS)
 @pytest.mark.parametrize("way", [_by_runs, _padded_block], ids=["runs", "block"])
 def test_every_way_is_attention_within_rows(kind: str, padding: str, way: Any) -> None:
-    """Gradients too: a padding token of the block that saw nothing would make them NaN."""
+    """Gradients too: a padding token of the block that sees nothing must not make them NaN."""
     pack = Pack.of(torch.tensor(PADDINGS[padding]))
     call = call_of(**KINDS[kind])
     inputs = states(pack, KINDS[kind].get("groups", 1))

@@ -191,7 +191,6 @@ def _padded_block(call: _Call, query: Tensor, key: Tensor, value: Tensor, pack: 
     if band is None and call.causal:
         band = torch.ones(pack.width, pack.width, dtype=torch.bool, device=query.device).tril()
     if band is not None:
-        # A padding token that saw nothing would be NaN, and with it the gradients of its row's keys.
-        mask = mask & band | ~kept[:, None, :, None]
+        mask = mask & band  # a padding token may see nothing: from torch 2.5 on SDPA gives zeros for it, not NaN
     q, k, v = (pack.unpack(tensor.transpose(1, 2)).transpose(1, 2) for tensor in (query, key, value))
     return pack.pack(call.dense(q, k, v, mask))

@@ -70,7 +70,7 @@ class UnpaddedCall:
         inputs = given.get("input_ids") if given.get("input_ids") is not None else given.get("inputs_embeds")
         if not isinstance(mask, Tensor) or inputs is None or mask.shape != inputs.shape[:2]:
             return None
-        if mask.is_meta or not mask.numel() or self._keeps_cache(given.get("use_cache")):
+        if not mask.numel() or self._keeps_cache(given.get("use_cache")):
             return None
         wanted = (given.get(name) for name in _STOCK_ONLY)
         if any(value is not None and value is not False for value in wanted) or given.get("is_causal") is not None:
