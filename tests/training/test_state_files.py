@@ -1,0 +1,121 @@
+"""State dicts as JSON and safetensors: every bit comes back, and no pickle is involved."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from warmstart.errors import CheckpointError
+from warmstart.training.state_files import pack, read_tensors, read_values, unpack, write_tensors
+
+plain = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
+keys = st.text(max_size=4) | st.integers(0, 9) | st.sampled_from(["$tensor", "$items", "$tuple"])
+trees = st.recursive(
+    plain | st.builds(lambda numbers: torch.tensor(numbers, dtype=torch.float32), st.lists(st.floats(width=32))),
+    lambda inner: st.lists(inner, max_size=3) | st.tuples(inner, inner) | st.dictionaries(keys, inner, max_size=3),
+    max_leaves=12,
+)
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, torch.Tensor):
+        return isinstance(other, torch.Tensor) and one.dtype == other.dtype and _bits(one) == _bits(other)
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, dict):
+        return list(one) == list(other) and all(_same(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(_same, one, other))
+    return bool(one == other) or (isinstance(one, float) and math.isnan(one) and math.isnan(other))
+
+
+def _bits(tensor: torch.Tensor) -> bytes:
+    return bytes(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+
+
+@given(trees)
+def test_every_tree_comes_back_through_json(tree: Any) -> None:
+    values, tensors = pack(tree)
+    assert _same(unpack(json.loads(json.dumps(values, allow_nan=False)), tensors), tree)
+
+
+def test_what_is_no_plain_value_is_refused_by_its_place() -> None:
+    with pytest.raises(TypeError, match=r"state\.0\.step is of type set"):
+        pack({"state": {0: {"step": {1}}}})
+
+
+TENSORS = {
+    "matrix": torch.arange(12, dtype=torch.float32).reshape(3, 4),
+    "strided": torch.arange(12, dtype=torch.float64).reshape(3, 4).T,
+    "scalar": torch.tensor(2.5),
+    "empty": torch.zeros(0, 3),
+    "bf16": torch.randn(5).bfloat16(),
+    "flags": torch.tensor([True, False]),
+    "nan": torch.tensor([float("nan"), -0.0, 1e-45]),
+    "whole": torch.tensor([2**40], dtype=torch.int64),
+}
+
+
+def test_the_file_is_safetensors_hashed_while_written(tmp_path: Path) -> None:
+    path = tmp_path / "state.safetensors"
+    digest = write_tensors(path, TENSORS)
+    assert digest == hashlib.sha256(path.read_bytes()).hexdigest()
+    for read in (read_tensors(path), load_file(path)):  # the library's own reader agrees
+        assert read.keys() == TENSORS.keys()
+        assert all(_same(read[name], TENSORS[name].contiguous()) for name in TENSORS)
+
+
+def test_tensors_come_back_in_memory_of_their_own(tmp_path: Path) -> None:
+    """A view of the mapped file lies where the file says, and sums in another order than one that torch placed."""
+    write_tensors(tmp_path / "a", {"odd": torch.zeros(3), "next": torch.ones(64)})
+    read = read_tensors(tmp_path / "a")
+    (tmp_path / "a").unlink()
+    assert all(tensor.data_ptr() % 64 == 0 for tensor in read.values())
+    assert torch.equal(read["next"], torch.ones(64))
+
+
+@pytest.mark.parametrize("kind", ["AdamW", "SGD", "Adafactor", "RMSprop"])
+def test_an_optimizer_goes_on_as_if_it_had_not_been_saved(kind: str, tmp_path: Path) -> None:
+    def ready() -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+        torch.manual_seed(0)
+        model = torch.nn.Linear(8, 4)
+        more = {"momentum": 0.9} if kind in ("SGD", "RMSprop") else {}
+        return model, getattr(torch.optim, kind)(model.parameters(), lr=1e-2, **more)
+
+    def step(model: torch.nn.Module, optimizer: torch.optim.Optimizer, seed: int) -> None:
+        optimizer.zero_grad()
+        model(torch.randn(5, 8, generator=torch.Generator().manual_seed(seed))).square().sum().backward()
+        optimizer.step()
+
+    model, optimizer = ready()
+    for seed in range(3):
+        step(model, optimizer, seed)
+    values, tensors = pack(optimizer.state_dict())
+    write_tensors(tmp_path / "state", tensors)
+    text = json.dumps(values, allow_nan=False)
+    again, resumed = ready()
+    again.load_state_dict({name: tensor.clone() for name, tensor in model.state_dict().items()})
+    resumed.load_state_dict(unpack(json.loads(text), read_tensors(tmp_path / "state")))
+    for seed in range(3, 6):
+        step(model, optimizer, seed)
+        step(again, resumed, seed)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("damage", [b"", b"\xff" * 40, b"\x80\x00\x00\x00\x00\x00\x00\x00{"])
+def test_c1_damaged_files_are_errors_with_their_place(damage: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "state"
+    path.write_bytes(damage)
+    for read in (read_tensors, read_values):
+        with pytest.raises(CheckpointError) as caught:
+            read(path)
+        assert caught.value.code == "state-unreadable" and str(path) in str(caught.value.where)
