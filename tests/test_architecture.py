@@ -31,7 +31,8 @@ LEVELS = (
     ("training", "evaluation", "report"),
     ("pipeline",),
     ("verbs",),
-    ("serving", "scaleout", "cli"),
+    ("serving", "scaleout"),
+    ("cli",),
     ("__main__",),
 )
 LEVEL = {part: height for height, parts in enumerate(LEVELS) for part in parts}

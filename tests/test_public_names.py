@@ -17,6 +17,7 @@ CLASSES = {
     "CheckpointError",
     "DataError",
     "Evaluation",
+    "Limits",
     "Pipeline",
     "Run",
     "TrainConfig",
@@ -24,7 +25,7 @@ CLASSES = {
     "UsageError",
     "WarmstartError",
 }
-FUNCTIONS = {"batches", "evaluate", "load", "pad", "search", "train", "unpad"}
+FUNCTIONS = {"batches", "evaluate", "load", "pad", "search", "serve", "train", "unpad"}
 
 
 def test_these_are_the_public_names() -> None:
@@ -69,6 +70,7 @@ def test_signatures_are_those_of_the_documentation() -> None:
         "model", "data", "output", "task", "validation", "config", "columns", "options", "progress",
     ]  # fmt: skip
     assert names(ws.evaluate) == ["pipeline", "data", "columns", "progress"]
+    assert names(ws.serve) == ["models", "host", "port", "api_keys", "allowed_hosts", "limits"]
     assert names(ws.batches) == ["rows", "task", "max_tokens", "batch_size", "seed", "columns"]
     assert names(ws.Pipeline.__call__) == ["self", "inputs", "max_tokens"]
 

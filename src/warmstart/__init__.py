@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from warmstart.pipeline import Pipeline
     from warmstart.training.batches import batches
     from warmstart.training.config import TrainConfig
+    from warmstart.serving.limits import Limits
+    from warmstart.serving.server import serve
     from warmstart.verbs.evaluate import Evaluation, evaluate
     from warmstart.verbs.load import load
     from warmstart.verbs.search import search
@@ -30,6 +32,7 @@ _HOME = {
     "CheckpointError": "warmstart.errors",
     "DataError": "warmstart.errors",
     "Evaluation": "warmstart.verbs.evaluate",
+    "Limits": "warmstart.serving.limits",
     "Pipeline": "warmstart.pipeline",
     "Run": "warmstart.verbs.train",
     "TrainConfig": "warmstart.training.config",
@@ -41,6 +44,7 @@ _HOME = {
     "load": "warmstart.verbs.load",
     "pad": "warmstart.engine.unpad",
     "search": "warmstart.verbs.search",
+    "serve": "warmstart.serving.server",
     "train": "warmstart.verbs.train",
     "unpad": "warmstart.engine.unpad",
 }
@@ -49,6 +53,7 @@ __all__ = [
     "CheckpointError",
     "DataError",
     "Evaluation",
+    "Limits",
     "Pipeline",
     "Run",
     "TrainConfig",
@@ -60,6 +65,7 @@ __all__ = [
     "load",
     "pad",
     "search",
+    "serve",
     "train",
     "unpad",
 ]

@@ -21,6 +21,7 @@ COMMANDS: Mapping[str, str] = {
     "predict": "Predict for texts, a file or a pipe.",
     "train": "Fine-tune a checkpoint on labelled rows.",
     "evaluate": "Judge a checkpoint on labelled rows.",
+    "serve": "Answer over HTTP, with several protocols on one port.",
     "bench": "Measure a checkpoint on your rows, beside what you would use without us.",
     "search": "Find the texts nearest to a query among embeddings.",
     "inspect": "Show what a checkpoint is, without building it.",

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from warmstart.engine.predict import MAX_TOKENS, Runtime, predict, prepare
+from warmstart.engine.predict import MAX_TOKENS, Runtime, by_row, decode_row, predict, prepare, run_batch
 from warmstart.tasks import Task
 
-__all__ = ["MAX_TOKENS", "Runtime", "predict", "prepare", "resolve_device", "torch_runtime"]
+__all__ = ["MAX_TOKENS", "Runtime", "by_row", "decode_row", "predict", "prepare", "resolve_device", "run_batch", "torch_runtime"]
 
 
 def torch_runtime(model: Any, task: Task, *, device: str = "auto") -> Runtime:

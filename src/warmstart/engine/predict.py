@@ -11,10 +11,10 @@ from warmstart.batching import collate, plan, windows
 from warmstart.errors import WarmstartError
 from warmstart.features import Array, Batch, Feature
 from warmstart.rows import Row
-from warmstart.tasks import Task
+from warmstart.tasks import Prediction, Task
 from warmstart.tasks.contract import NeedsModel
 
-# Padded tokens a batch may hold. Beyond this a CPU gains nothing and a GPU little for encoders of common size.
+# Padded tokens a batch may hold. Beyond this a GPU gains little for encoders of common size; see `Runtime.max_tokens`.
 MAX_TOKENS = 4096
 
 # Rows that are sorted by length together. The first window is small, so that a first answer does not wait for
@@ -30,6 +30,11 @@ class Runtime(Protocol):
 
     @property
     def device(self) -> str: ...
+
+    @property
+    def max_tokens(self) -> int:
+        """Padded tokens a batch may hold to be quickest here: a caller's larger number is no use."""
+        ...
 
     def run(self, batch: Batch) -> dict[str, Array]: ...
 
@@ -56,9 +61,7 @@ def predict(
         for features in _in_parts((encode or task.encode)(window)):
             outputs = run_features(task, runtime, features, max_tokens=max_tokens)
             for members in by_row(features, features[-1].row + 1)[done:]:
-                row, found = window[done], [outputs[i] for i in members]
-                _check_numbers(row, found)
-                yield task.decode(row, [features[i] for i in members], found)
+                yield decode_row(task, window[done], [features[i] for i in members], [outputs[i] for i in members])
                 done += 1
         assert done == len(window), "encode gives every row a feature"
 
@@ -75,8 +78,9 @@ def run_features(
 ) -> list[dict[str, Array]]:
     """Each feature's outputs, in the order of `features`; batches are planned by length."""
     outputs: list[dict[str, Array]] = [{} for _ in features]
-    for members in plan([feature.length for feature in features], max_tokens=max_tokens):
-        for i, output in zip(members, _run(task, runtime, [features[i] for i in members]), strict=True):
+    budget = min(max_tokens, runtime.max_tokens)
+    for members in plan([feature.length for feature in features], max_tokens=budget):
+        for i, output in zip(members, run_batch(task, runtime, [features[i] for i in members]), strict=True):
             outputs[i] = output
     return outputs
 
@@ -103,7 +107,11 @@ def _in_parts(features: Iterator[Feature]) -> Iterator[list[Feature]]:
         yield part
 
 
-def _run(task: Task, runtime: Runtime, features: Sequence[Feature]) -> list[dict[str, Array]]:
+def run_batch(task: Task, runtime: Runtime, features: Sequence[Feature]) -> list[dict[str, Array]]:
+    """Each feature's outputs, from one batch; from halves of it where the device has no memory for the whole.
+
+    Raises WarmstartError "out-of-memory" for a feature that does not fit alone, and what the runtime raises.
+    """
     try:
         outputs = runtime.run(collate(features, task.pads))
     except MemoryError:
@@ -118,7 +126,13 @@ def _run(task: Task, runtime: Runtime, features: Sequence[Feature]) -> list[dict
             fix='use device="cpu", a smaller checkpoint, or long_text="windows" with a lower max_length',
         )
     half = len(features) // 2
-    return [*_run(task, runtime, features[:half]), *_run(task, runtime, features[half:])]
+    return [*run_batch(task, runtime, features[:half]), *run_batch(task, runtime, features[half:])]
+
+
+def decode_row(task: Task, row: Row, features: Sequence[Feature], outputs: Sequence[dict[str, Array]]) -> Prediction:
+    """A row's prediction from all its features and their outputs. Raises WarmstartError "output-not-a-number"."""
+    _check_numbers(row, outputs)
+    return task.decode(row, features, outputs)
 
 
 def _check_numbers(row: Row, outputs: Sequence[dict[str, Array]]) -> None:

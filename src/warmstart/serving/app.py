@@ -1,0 +1,174 @@
+"""The ASGI app: all protocols' endpoints on one port, behind the gate."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route, Router
+
+from warmstart.pipeline import Pipeline
+from warmstart.serving import playground
+from warmstart.serving.access import PROBES, Access
+from warmstart.serving.body import DepartedError, Receive, parse_json, read_body
+from warmstart.serving.endpoint import Answer, Call, Endpoint
+from warmstart.serving.gate import App, Gate, Scope, Send, to_json
+from warmstart.serving.lifecycle import Lifecycle
+from warmstart.serving.limits import Limits
+from warmstart.serving.metrics import CONTENT_TYPE, Metrics
+from warmstart.serving.models import Models
+from warmstart.serving.protocols import huggingface, native, openai, tei
+from warmstart.serving.refusal import Refusal, unavailable
+from warmstart.serving.schemas import TEXT, described, record
+
+_DEADLINE = "x-timeout-ms"
+_LONGEST_DEADLINE = 3_600_000
+
+
+class Service:
+    """What one server is made of. `app` is the ASGI app; its lifespan starts the workers and lets them finish."""
+
+    def __init__(self, pipelines: Mapping[str, Pipeline], *, access: Access, limits: Limits) -> None:
+        """Raises UsageError "models-none", "model-name"."""
+        self.limits, self.metrics = limits, Metrics()
+        self.models = Models(pipelines, limits, self.metrics)
+        self.lifecycle = Lifecycle(self.models)
+        self._deadlines = limits.request_seconds
+        endpoints = self._endpoints()
+        self._openapi = to_json(described(endpoints, self.models, keys=bool(access.keys)))
+        routes = [
+            *(Route(one.path, self._route(one), methods=[one.method]) for one in endpoints),
+            Route("/metrics", _named("/metrics", self._metrics), methods=["GET"]),
+            Route("/openapi.json", _named("/openapi.json", self._describe), methods=["GET"]),
+            *(Route(path, _named(path, playground.page(path)), methods=["GET"]) for path in playground.PATHS),
+        ]
+        self._router = Router(routes, redirect_slashes=False, lifespan=self._lifespan)
+        self.app: App = Gate(self._routed, access, self.metrics)
+
+    def _endpoints(self) -> Sequence[Endpoint]:
+        status = record({"status": TEXT})
+        return [
+            Endpoint("GET", "/livez", self.lifecycle.livez, "Does the process work", response=status),
+            Endpoint("GET", "/readyz", self.lifecycle.readyz, "Does every model answer", response=status),
+            *native.endpoints(self.models),
+            *huggingface.endpoints(self.models),
+            *openai.endpoints(self.models),
+            *tei.endpoints(self.models),
+        ]
+
+    async def _routed(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope["app"] = self  # the router raises only within an app; alone it would answer in its own words
+        try:
+            await self._router(scope, receive, send)
+        except HTTPException as error:
+            raise _no_route(error) from None
+
+    @asynccontextmanager
+    async def _lifespan(self, app: object) -> AsyncIterator[None]:
+        self.models.start()
+        warming = asyncio.create_task(self.lifecycle.warm())
+        yield
+        self.lifecycle.drain()
+        warming.cancel()
+        with suppress(asyncio.CancelledError):
+            await warming
+        await asyncio.to_thread(self.models.stop, self.limits.drain_seconds)
+
+    def _route(self, endpoint: Endpoint) -> Callable[[Request], Awaitable[Response]]:
+        async def handle(request: Request) -> Response:
+            request.scope["warmstart.route"] = endpoint.path
+            if endpoint.path not in PROBES and self.lifecycle.draining:
+                raise unavailable("the server is stopping", code="stopping")
+            deadline = time.monotonic() + self._seconds(request)
+            body = None
+            if endpoint.request is not None:
+                content = await read_body(request.receive, request.scope["headers"], self.limits)
+                self._check_room(request)
+                body = await parse_json(content)
+            call = Call(
+                models=self.models,
+                client=request.scope["warmstart.client"],
+                deadline=deadline,
+                path=request.path_params,
+                body=body,
+            )
+            if endpoint.request is None:
+                return _response(await endpoint.handle(call))
+            return _response(await _unless_departed(endpoint.handle(call), request.receive))
+
+        return handle
+
+    def _check_room(self, request: Request) -> None:
+        """Refuse before parsing, where the request names the one model it is for."""
+        if (served := self.models.served.get(request.path_params.get("model", ""))) is not None:
+            served.check_room()
+
+    def _seconds(self, request: Request) -> float:
+        """What the client grants, at most what the server does. Raises Refusal "deadline-malformed"."""
+        given = request.headers.get(_DEADLINE)
+        if given is None:
+            return self._deadlines
+        negative, digits = given.startswith("-"), given.removeprefix("-")
+        if not (digits.isascii() and digits.isdigit() and len(digits) <= 10):
+            what = "X-Timeout-Ms must be a whole number of milliseconds"
+            raise Refusal(400, "deadline-malformed", what, where="X-Timeout-Ms")
+        milliseconds = -int(digits) if negative else min(int(digits), _LONGEST_DEADLINE)
+        return min(self._deadlines, milliseconds / 1000)
+
+    async def _metrics(self, request: Request) -> Response:
+        return Response(self.metrics.text(), headers={"content-type": CONTENT_TYPE})
+
+    async def _describe(self, request: Request) -> Response:
+        return Response(self._openapi, media_type="application/json")
+
+
+def _named(path: str, handle: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
+    """The handler, telling the gate its route."""
+
+    async def named(request: Request) -> Response:
+        request.scope["warmstart.route"] = path
+        return await handle(request)
+
+    return named
+
+
+async def _unless_departed(work: Any, receive: Receive) -> Answer:
+    """The answer; cancels the work when the client leaves. Raises DepartedError."""
+    working = asyncio.ensure_future(work)
+    leaving = asyncio.ensure_future(_departure(receive))
+    try:
+        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            answer: Answer = working.result()
+            return answer
+        raise DepartedError
+    finally:
+        for task in (working, leaving):
+            if not task.done():
+                task.cancel()
+                with suppress(asyncio.CancelledError):
+                    await task
+
+
+async def _departure(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _response(answer: Answer) -> Response:
+    cut = sum(prediction.truncated for prediction in answer.predictions)
+    headers = {"X-Truncated-Rows": str(cut)} if cut else {}
+    return Response(to_json(answer.body), media_type="application/json", headers=headers)
+
+
+def _no_route(error: HTTPException) -> Refusal:
+    if error.status_code == 405:
+        what = "this method is not answered here"
+        return Refusal(405, "method-not-allowed", what, headers=error.headers or {})
+    return Refusal(404, "route-unknown", "there is nothing here", fix="GET /openapi.json tells what there is")

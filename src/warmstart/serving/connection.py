@@ -1,0 +1,77 @@
+"""What uvicorn's connections lack: a limit to how many are open, and to how long a request's headers may take."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import h11
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from warmstart.serving.limits import Limits
+
+_TIMED_OUT = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+_TOO_MANY = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 5\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+
+
+class GuardedConnection(asyncio.Protocol):
+    """A connection of uvicorn's, closed where its next request's headers do not come in time, byte by byte included.
+
+    A time runs from when the connection opens, and from the first byte after each answer; bytes do not prolong it.
+    """
+
+    def __init__(self, limits: Limits, config: Any, server_state: Any, app_state: Any, loop: Any) -> None:
+        self._limits, self._open = limits, server_state.connections
+        self._inner = H11Protocol(config=config, server_state=server_state, app_state=app_state, _loop=loop)
+        self._loop = self._inner.loop
+        self._transport: Any = None
+        self._refused = False
+        self._timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        self._transport = transport
+        if len(self._open) >= self._limits.connections:
+            self._refused = True
+            transport.write(_TOO_MANY)
+            transport.close()
+            return
+        self._inner.connection_made(transport)
+        self._wait_for_headers()
+
+    def data_received(self, data: bytes) -> None:
+        if self._refused:
+            return
+        self._inner.data_received(data)
+        if self._inner.conn.their_state is not h11.IDLE:
+            self._stop_waiting()
+        elif self._timer is None:
+            self._wait_for_headers()
+
+    def eof_received(self) -> None:
+        if not self._refused:
+            self._inner.eof_received()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_waiting()
+        if not self._refused:
+            self._inner.connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        self._inner.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._inner.resume_writing()
+
+    def _wait_for_headers(self) -> None:
+        self._timer = self._loop.call_later(self._limits.header_seconds, self._too_slow)
+
+    def _stop_waiting(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _too_slow(self) -> None:
+        self._timer = None
+        if self._inner.conn.their_state is h11.IDLE and not self._transport.is_closing():
+            self._transport.write(_TIMED_OUT)
+            self._transport.close()

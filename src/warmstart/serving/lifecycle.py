@@ -1,0 +1,74 @@
+"""Whether a server lives and may be sent requests: "starting" → "ready" → "draining"."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from warmstart.serving.endpoint import Answer, Call
+from warmstart.serving.models import Models
+from warmstart.serving.refusal import Refusal, unavailable
+
+log = logging.getLogger("warmstart")
+
+# Seconds for which an answer of /readyz holds, so that asking often costs nothing.
+_HOLDS = 1.0
+
+
+class Lifecycle:
+    """The state of one server. `ready` is only ever said after a forward through every model's real queue."""
+
+    def __init__(self, models: Models) -> None:
+        self._models = models
+        self._warm = False
+        self._draining = False
+        self._proven = 0.0  # when every model last answered
+
+    async def warm(self) -> None:
+        """The first row of each model, the slowest; what fails here is told by /readyz from then on."""
+        for served in self._models.served.values():
+            try:
+                await served.probe()
+            except Exception as error:
+                log.error("%s does not answer: %r", served.name, error)
+                return
+        self._warm = True
+        self._proven = time.monotonic()
+
+    def drain(self) -> None:
+        """Take no new request."""
+        self._draining = True
+
+    @property
+    def draining(self) -> bool:
+        return self._draining
+
+    async def livez(self, call: Call) -> Answer:
+        """The process answers; a dead worker is a reason to restart it."""
+        self._check_alive()
+        return Answer({"status": "alive"})
+
+    async def readyz(self, call: Call) -> Answer:
+        """Every model answered a row, at most a second ago."""
+        if self._draining:
+            raise unavailable("the server is stopping", code="stopping")
+        self._check_alive()
+        if not self._warm:
+            raise unavailable("the models are warming up", code="warming")
+        if time.monotonic() - self._proven > _HOLDS:
+            for served in self._models.served.values():
+                await self._prove(served.name)
+            self._proven = time.monotonic()
+        return Answer({"status": "ready"})
+
+    async def _prove(self, name: str) -> None:
+        try:
+            await self._models.served[name].probe()
+        except Exception as error:
+            log.error("%s does not answer: %r", name, error)
+            raise unavailable(f"{name} does not answer", code="probe-failed") from error
+
+    def _check_alive(self) -> None:
+        dead = [served.name for served in self._models.served.values() if not served.alive]
+        if dead:
+            raise Refusal(503, "worker-dead", f"the worker of {dead[0]} is dead", fix="restart the server")

@@ -1,0 +1,224 @@
+"""The models of a server: what is served under which name, and the way from a request's rows to its predictions."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import math
+import re
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from warmstart.errors import DataError, UsageError, WarmstartError
+from warmstart.features import Feature
+from warmstart.pipeline import Pipeline
+from warmstart.rows import Row, texts
+from warmstart.serving.limits import Limits
+from warmstart.serving.metrics import Metrics
+from warmstart.serving.queue import FairQueue, Job, QueueClosedError, QueueFullError
+from warmstart.serving.refusal import Refusal, overloaded, too_late, unavailable
+from warmstart.serving.worker import Worker
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_PROBE_SECONDS = 5.0
+# Characters a token has at least, about: what is being tokenized counts against the queue before its tokens are known.
+_CHARACTERS_A_TOKEN = 2
+
+
+class Served:
+    """One pipeline behind a queue. `ready` is False until a row went all the way, and after the worker died."""
+
+    def __init__(
+        self, name: str, pipeline: Pipeline, limits: Limits, *, metrics: Metrics, encoding: ThreadPoolExecutor,
+        decoding: ThreadPoolExecutor,
+    ) -> None:  # fmt: skip
+        self.name, self.pipeline, self.task, self.limits = name, pipeline, pipeline.task, limits
+        self.texts = tuple(field.name for field in self.task.fields if field.text)
+        self._metrics, self._encoding = metrics, encoding
+        self._queue = FairQueue(limits.queue_tokens, told=lambda why: metrics.dropped(name, why))
+        self._worker = Worker(
+            name, self.task, pipeline.runtime, self._queue,
+            budget=limits.batch_tokens, pool=decoding, metrics=metrics,
+        )  # fmt: skip
+        self._lock = threading.Lock()
+        self._being_encoded = 0
+        metrics.watch_queue(name, lambda: float(self._queue.tokens))
+
+    def start(self) -> None:
+        self._worker.start()
+
+    def close(self) -> None:
+        """Take nothing more; `join` waits for what was taken."""
+        self._queue.close()
+
+    def join(self, seconds: float) -> None:
+        self._worker.join(seconds)
+
+    @property
+    def alive(self) -> bool:
+        return self._worker.alive
+
+    def rows(self, items: Sequence[Any]) -> list[Row]:
+        """Strings, pairs of strings and objects as rows of the task.
+
+        Raises DataError "row-not-object", "field-unknown" with the place of the item that is wrong.
+        """
+        rows = list(texts(list(items), names=self.texts))
+        known = [field.name for field in self.task.fields if not field.target]
+        for row in rows:
+            if unknown := sorted(set(row) - set(known)):
+                raise DataError(
+                    "field-unknown",
+                    f"{self.task.name} reads no such field",
+                    where=dataclasses.replace(row.where, field=unknown[0][:80]),
+                    fix=f"give only {', '.join(known)}",
+                )
+        return rows
+
+    def check_room(self) -> None:
+        """Raises Refusal "queue-full" while nothing more may wait: before a body is parsed, it costs least."""
+        if self._queue.full:
+            raise overloaded(self._retry_after())
+
+    async def predict(self, rows: Sequence[Row], *, client: str, deadline: float) -> list[Any]:
+        """Predictions for `rows`, in their order; `deadline` as `time.monotonic` counts. Cancelling drops the work.
+
+        Raises Refusal "queue-full", "request-too-large", "deadline-exceeded", "worker-dead"; what the task raises for
+        a row it cannot encode; what the model raises where it fails at this request alone.
+        """
+        if not rows:
+            return []
+        if time.monotonic() >= deadline:
+            raise too_late("the deadline had passed when the request came")
+        job = await self._encoded(rows, client=client, deadline=deadline)
+        return await self._answer(job)
+
+    async def _answer(self, job: Job, *, beyond: bool = False) -> list[Any]:
+        try:
+            self._queue.put(job, beyond=beyond)
+        except QueueFullError:
+            if (tokens := job.waiting_tokens()) > self.limits.queue_tokens:
+                raise Refusal(
+                    413,
+                    "request-too-large",
+                    f"the request has {tokens:,} tokens, and the queue holds {self.limits.queue_tokens:,}",
+                    fix="send fewer rows at once",
+                ) from None
+            raise overloaded(self._retry_after()) from None
+        except QueueClosedError:
+            raise self._closed() from None
+        try:
+            async with asyncio.timeout(max(0.0, job.deadline - time.monotonic())):
+                return await asyncio.wrap_future(job.future)
+        except TimeoutError:
+            raise too_late() from None
+
+    async def _encoded(self, rows: Sequence[Row], *, client: str, deadline: float) -> Job:
+        size = sum(len(value) for row in rows for value in row.values() if isinstance(value, str | list))
+        size = min(size // _CHARACTERS_A_TOKEN, self.limits.queue_tokens)
+        with self._lock:
+            if self._being_encoded + self._queue.tokens + size > 2 * self.limits.queue_tokens:
+                raise overloaded(self._retry_after())
+            self._being_encoded += size
+        try:
+            features = await asyncio.get_running_loop().run_in_executor(self._encoding, self._encode, rows, deadline)
+        finally:
+            with self._lock:
+                self._being_encoded -= size
+        return Job(client=client, rows=rows, features=features, deadline=deadline)
+
+    def _encode(self, rows: Sequence[Row], deadline: float) -> list[Feature]:
+        started = time.monotonic()
+        if started >= deadline:  # it waited for a thread
+            raise too_late()
+        features = list(self.task.encode(rows))
+        self._metrics.stage(self.name, "encode", time.monotonic() - started)
+        return features
+
+    async def probe(self) -> None:
+        """One row through the queue, the model and back, even while the queue is full. Raises what failed."""
+        if not self.alive:
+            raise self._closed()
+        rows = [self._probe_row()]
+        deadline = time.monotonic() + _PROBE_SECONDS
+        features = await asyncio.get_running_loop().run_in_executor(None, lambda: list(self.task.encode(rows)))
+        await self._answer(Job(client="\0probe", rows=rows, features=features, deadline=deadline), beyond=True)
+
+    def _probe_row(self) -> Row:
+        """A row that the task can read: its required fields, or all that are no target where it needs more."""
+        wanted = [field for field in self.task.fields if not field.target]
+        bare = Row({field.name: ["ready"] if field.many else "ready" for field in wanted if field.required})
+        with contextlib.suppress(WarmstartError):
+            list(self.task.encode([bare]))
+            return bare
+        return Row({field.name: "ready" if field.text and not field.many else ["ready", "not"] for field in wanted})
+
+    def _closed(self) -> Refusal:
+        if not self.alive:
+            return unavailable(f"the worker of {self.name} is dead", code="worker-dead")
+        return unavailable("the server is stopping", code="stopping")
+
+    def _retry_after(self) -> int:
+        return max(1, min(60, math.ceil(self._worker.seconds_waiting())))
+
+
+class Models:
+    """The served models by their names, the first of which answers where a protocol names none."""
+
+    def __init__(self, pipelines: Mapping[str, Pipeline], limits: Limits, metrics: Metrics) -> None:
+        """Raises UsageError "models-none", "model-name"."""
+        if not pipelines:
+            raise UsageError("models-none", "there is no model to serve", fix='ws.serve(ws.load("starter"))')
+        for name in pipelines:
+            if not NAME.fullmatch(name):
+                raise UsageError(
+                    "model-name",
+                    "this cannot be a model's name in a URL",
+                    value=name,
+                    fix="use letters, digits, dots, hyphens and underscores: -m NAME=CHECKPOINT",
+                )
+        self._encoding = ThreadPoolExecutor(2, thread_name_prefix="warmstart-encode")
+        self._decoding = ThreadPoolExecutor(1, thread_name_prefix="warmstart-decode")
+        self.served = {
+            name: Served(name, pipeline, limits, metrics=metrics, encoding=self._encoding, decoding=self._decoding)
+            for name, pipeline in pipelines.items()
+        }
+
+    def find(self, name: str) -> Served:
+        """Raises Refusal "model-unknown": a name is looked up among those served, and nowhere else."""
+        if (found := self.served.get(name)) is None:
+            raise Refusal(
+                404, "model-unknown", "there is no such model here", fix="GET /v1/models lists those there are"
+            )
+        return found
+
+    def first(self, task: str, *, named: str | None = None) -> Served:
+        """The model `named`, else the first that does `task`. Raises Refusal "model-unknown", "task-not-served"."""
+        if named is not None:
+            found = self.find(named)
+            if found.task.name == task:
+                return found
+        else:
+            for found in self.served.values():
+                if found.task.name == task:
+                    return found
+        what = f"no model here does {task}" if named is None else f"this model does not do {task}"
+        raise Refusal(404, "task-not-served", what, fix="GET /v1/models lists the models and their tasks")
+
+    def start(self) -> None:
+        for served in self.served.values():
+            served.start()
+
+    def stop(self, seconds: float) -> None:
+        """Run what was taken, at most for `seconds`."""
+        until = time.monotonic() + seconds
+        for served in self.served.values():
+            served.close()
+        for served in self.served.values():
+            served.join(max(0.0, until - time.monotonic()))
+        self._encoding.shutdown(wait=False, cancel_futures=True)
+        self._decoding.shutdown(wait=False)

@@ -1,0 +1,109 @@
+"""Hugging Face's inference protocol: {"inputs": …, "parameters": {…}}, with the answers of its tasks.
+
+InferenceClient(model="http://127.0.0.1:8000/models/starter").text_classification("I love LangChain!")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from warmstart.serving.endpoint import Answer, Call, Endpoint, parameter_unsupported
+from warmstart.serving.models import Models, Served
+from warmstart.serving.refusal import Refusal
+from warmstart.serving.schemas import any_of, array, one_or_more, record, row_schema
+from warmstart.tasks import as_dict
+
+# Parameters that ask for what we do in any case.
+_HARMLESS: Mapping[str, tuple[Any, ...]] = {
+    "truncate": (True,),
+    "truncation": (True,),
+    "truncation_direction": ("right",),
+}
+
+
+def endpoints(models: Models) -> Sequence[Endpoint]:
+    """POST / for the first model, POST /models/{model} for any."""
+    served = list(models.served.values())
+    anything: dict[str, Any] = {}
+
+    def described(path: str, those: Sequence[Served], places: tuple[str, ...]) -> Endpoint:
+        inputs = any_of(one_or_more(row_schema(one.task), most=one.limits.rows) for one in those)
+        request = record({"inputs": inputs, "parameters": {"type": "object"}}, required=["inputs"])
+        summary = "Hugging Face's inference protocol"
+        response = any_of([array(anything), {"type": "object"}])
+        return Endpoint("POST", path, _infer, summary, request=request, response=response, places=places)
+
+    return [described("/", served[:1], ()), described("/models/{model}", served, ("model",))]
+
+
+async def _infer(call: Call) -> Answer:
+    body = call.fields(required=("inputs",), optional=("parameters", "options"))
+    named = call.path.get("model")
+    served = next(iter(call.models.served.values())) if named is None else call.models.find(named)
+    parameters = body.get("parameters") or {}
+    if not isinstance(parameters, dict):
+        raise Refusal(422, "field-type", "'parameters' must be an object", where="parameters")
+    if body.get("options"):
+        raise parameter_unsupported("options", "there are no options: nothing is cached and the model is always loaded")
+    shape = _SHAPES.get(served.task.name, _Shape(lambda prediction, _: as_dict(prediction)))
+    for name, value in parameters.items():
+        if value is not None and name not in shape.parameters and value not in _HARMLESS.get(name, ()):
+            raise parameter_unsupported(name, f"{served.task.name} takes no such parameter in a request")
+    several = isinstance(body["inputs"], list)
+    items = [shape.row(item, parameters) for item in (body["inputs"] if several else [body["inputs"]])]
+    predictions = await call.predict(served, items)
+    answers = [shape.answer(prediction, parameters) for prediction in predictions]
+    # Of one text, text classification too answers with a list in a list: so do Hugging Face's servers.
+    return Answer(answers if several or shape.nested else answers[0], predictions)
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """How a task's prediction is answered; the parameters it takes; what they put into a row."""
+
+    answer: Callable[[Any, Mapping[str, Any]], Any]
+    parameters: tuple[str, ...] = ()
+    nested: bool = False
+    row: Callable[[Any, Mapping[str, Any]], Any] = lambda item, _: item
+
+
+def _classes(prediction: Any, parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
+    top = parameters.get("top_k")
+    if top is not None and (type(top) is not int or top < 1):
+        raise Refusal(422, "field-value", "'top_k' must be a whole number from 1", where="parameters.top_k")
+    ranked = sorted(prediction.scores.items(), key=lambda item: -item[1])
+    return [{"label": label, "score": score} for label, score in ranked[:top]]
+
+
+def _masks(prediction: Any, parameters: Mapping[str, Any]) -> Any:
+    masks = [[dict(candidate) for candidate in mask] for mask in prediction.masks]
+    return masks[0] if len(masks) == 1 else masks
+
+
+def _span(prediction: Any, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: getattr(prediction, name) for name in ("answer", "score", "start", "end")}
+
+
+def _zero_shot(prediction: Any, parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
+    pairs = zip(prediction.labels, prediction.scores, strict=True)
+    return [{"label": label, "score": score} for label, score in pairs]
+
+
+def _with_candidates(item: Any, parameters: Mapping[str, Any]) -> Any:
+    labels = parameters.get("candidate_labels")
+    if labels is None:
+        return item
+    return {**item, "labels": labels} if isinstance(item, dict) else {"text": item, "labels": labels}
+
+
+_SHAPES: Mapping[str, _Shape] = {
+    "text-classification": _Shape(_classes, parameters=("top_k",), nested=True),
+    "token-classification": _Shape(lambda prediction, _: [dict(entity) for entity in prediction.entities]),
+    "question-answering": _Shape(_span),
+    "sentence-embedding": _Shape(lambda prediction, _: prediction.embedding),
+    "rerank": _Shape(lambda prediction, _: [dict(result) for result in prediction.results]),
+    "fill-mask": _Shape(_masks),
+    "zero-shot-classification": _Shape(_zero_shot, parameters=("candidate_labels",), row=_with_candidates),
+}

@@ -1,0 +1,129 @@
+"""JSON schemas from the tasks' own types, and the description of all endpoints for /openapi.json."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, get_type_hints
+
+from pydantic import TypeAdapter
+
+import warmstart
+from warmstart.serving.endpoint import Endpoint, Schema
+from warmstart.serving.models import Models, Served
+from warmstart.tasks import Task, prediction_fields
+
+TEXT: Schema = {"type": "string"}
+ERROR: Schema = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type", "code", "request_id"],
+            "properties": dict.fromkeys(("message", "type", "code", "where", "next", "request_id"), TEXT),
+        }
+    },
+}
+
+
+def array(of: Schema, *, most: int | None = None) -> Schema:
+    return {"type": "array", "items": of} | ({} if most is None else {"minItems": 1, "maxItems": most})
+
+
+def record(properties: Mapping[str, Schema], *, required: Sequence[str] | None = None, closed: bool = True) -> Schema:
+    """An object of these properties; all are required unless some are named."""
+    known = list(properties if required is None else required)
+    return {"type": "object", "properties": dict(properties), "required": known} | (
+        {"additionalProperties": False} if closed else {}
+    )
+
+
+def row_schema(task: Task) -> Schema:
+    """A row of the task: an object of its fields, or a string for its first text."""
+    fields = [field for field in task.fields if not field.target]
+    properties: dict[str, Schema] = {}
+    for field in fields:
+        plain: Schema = {"anyOf": [TEXT, array({})]} if field.many or not field.text else TEXT
+        properties[field.name] = {**plain, "description": field.doc}
+    required = [field.name for field in fields if field.required and not field.instead]
+    shape = record(properties, required=required)
+    return {"anyOf": [TEXT, shape]} if len(required) < 2 else shape
+
+
+def prediction_schema(kind: type[Any]) -> Schema:
+    """A prediction's JSON, from the types of its dataclass."""
+    hints = get_type_hints(kind)
+    properties = {name: TypeAdapter(hints[name]).json_schema(mode="serialization") for name in prediction_fields(kind)}
+    return record(properties)
+
+
+def one_or_more(of: Schema, *, most: int) -> Schema:
+    return {"anyOf": [of, array(of, most=most)]}
+
+
+def described(endpoints: Iterable[Endpoint], models: Models, *, keys: bool) -> dict[str, Any]:
+    """The OpenAPI 3.1 description of a server."""
+    paths: dict[str, dict[str, Any]] = {}
+    for endpoint in endpoints:
+        paths.setdefault(endpoint.path, {})[endpoint.method.lower()] = _operation(endpoint, models)
+    schemes = {
+        "bearer": {"type": "http", "scheme": "bearer"},
+        "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+    }
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "warmstart", "version": warmstart.__version__},
+        "paths": paths,
+        "components": {"schemas": {"Error": ERROR}} | ({"securitySchemes": schemes} if keys else {}),
+    } | ({"security": [{"bearer": []}, {"key": []}]} if keys else {})
+
+
+def _operation(endpoint: Endpoint, models: Models) -> dict[str, Any]:
+    error = {"content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}}
+    operation: dict[str, Any] = {
+        "summary": endpoint.summary,
+        "operationId": f"{endpoint.method.lower()} {endpoint.path}",
+        "responses": {
+            "200": {
+                "description": "the answer",
+                "content": {"application/json": {"schema": dict(endpoint.response)}},
+            },
+            "default": {"description": "why there is none", **error},
+        },
+    }
+    if endpoint.places:
+        operation["parameters"] = [
+            {"name": name, "in": "path", "required": True, "schema": _place(name, models)} for name in endpoint.places
+        ]
+    if endpoint.request is not None:
+        operation.setdefault("parameters", []).append(
+            {
+                "name": "X-Timeout-Ms",
+                "in": "header",
+                "description": "milliseconds from now after which the answer is of no use",
+                "schema": {"type": "integer", "minimum": 1, "maximum": 3_600_000},
+            }
+        )
+        operation["requestBody"] = {
+            "required": True,
+            "content": {"application/json": {"schema": dict(endpoint.request)}},
+        }
+    return operation
+
+
+def _place(name: str, models: Models) -> Schema:
+    return {"type": "string", "enum": sorted(models.served)} if name == "model" else TEXT
+
+
+def any_of(schemas: Iterable[Schema]) -> Schema:
+    """One of several shapes, each named once."""
+    found: list[Schema] = []
+    for schema in schemas:
+        if schema not in found:
+            found.append(schema)
+    return found[0] if len(found) == 1 else {"anyOf": found}
+
+
+def rows_of(models: Iterable[Served]) -> Schema:
+    """One row or a list, of any of the models."""
+    return any_of(one_or_more(row_schema(served.task), most=served.limits.rows) for served in models)

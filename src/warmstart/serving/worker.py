@@ -1,0 +1,137 @@
+"""One thread a model: draws what waits, plans it into batches, runs them, and lets rows be decoded elsewhere."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import Executor, InvalidStateError
+from typing import Any
+
+from warmstart.batching import plan
+from warmstart.engine import Runtime, by_row, decode_row, run_batch
+from warmstart.features import Array, Feature
+from warmstart.serving.metrics import Metrics
+from warmstart.serving.queue import FairQueue, Job, Piece
+from warmstart.serving.refusal import unavailable
+from warmstart.tasks import Task
+
+log = logging.getLogger("warmstart")
+
+# How much the latest draw counts in the estimate of tokens a second, and where the estimate begins.
+_NEWEST, _FIRST_RATE = 0.2, 5_000.0
+
+
+class Worker:
+    """Runs one model's queue until it is closed. `alive` says whether anybody does."""
+
+    def __init__(
+        self,
+        name: str,
+        task: Task,
+        runtime: Runtime,
+        queue: FairQueue,
+        *,
+        budget: int,
+        pool: Executor,
+        metrics: Metrics,
+    ) -> None:
+        self._name, self._task, self._runtime, self._queue = name, task, runtime, queue
+        self._budget, self._pool, self._metrics = budget, pool, metrics
+        self._rate = _FIRST_RATE
+        self._thread = threading.Thread(target=self._work, name=f"warmstart-{name}", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def join(self, seconds: float) -> None:
+        self._thread.join(seconds)
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def seconds_waiting(self) -> float:
+        """How long what waits now will take."""
+        return self._queue.tokens / self._rate
+
+    def _work(self) -> None:
+        pieces: list[Piece] | None = []
+        try:
+            while (pieces := self._queue.take(self._budget)) is not None:
+                self._run_all(pieces)
+        except BaseException as error:  # a thread's last words: whoever waits must not wait for ever
+            log.critical("the worker of %s died: %r", self._name, error)
+            self._queue.close()
+            while pieces is not None:
+                for piece in pieces:
+                    piece.job.fail(unavailable("the model's worker died", code="worker-dead"))
+                pieces = self._queue.take(1 << 30)
+
+    def _run_all(self, pieces: Sequence[Piece]) -> None:
+        started = time.monotonic()
+        for piece in pieces:
+            if piece.index == 0:
+                self._metrics.stage(self._name, "queue", started - piece.job.waiting_since)
+        for members in plan([piece.feature.length for piece in pieces], max_tokens=self._budget):
+            batch = [pieces[i] for i in members if not pieces[i].job.gone]
+            if batch:
+                self._run(batch)
+        if seconds := time.monotonic() - started:
+            rate = sum(piece.feature.length for piece in pieces) / seconds
+            self._rate += _NEWEST * (rate - self._rate)
+
+    def _run(self, batch: Sequence[Piece]) -> None:
+        started = time.monotonic()
+        features = [piece.feature for piece in batch]
+        results = run_isolating(self._task, self._runtime, features)
+        self._metrics.stage(self._name, "run", time.monotonic() - started)
+        lengths = [feature.length for feature in features]
+        places = max(1, max(lengths) * len(lengths))
+        self._metrics.batch(self._name, tokens=sum(lengths), places=places, budget=self._budget)
+        for piece, result in zip(batch, results, strict=True):
+            job = piece.job
+            if isinstance(result, Exception):
+                if not job.gone:
+                    log.error("%s failed at one request: %r", self._name, result)
+                    self._metrics.poisoned(self._name)
+                job.fail(result)
+                continue
+            job.outputs[piece.index] = result
+            if job.complete and not job.gone:
+                self._pool.submit(self._decode, job)
+
+    def _decode(self, job: Job) -> None:
+        started = time.monotonic()
+        try:
+            predictions = decode(self._task, job)
+        except Exception as error:
+            job.fail(error)
+            return
+        self._metrics.stage(self._name, "decode", time.monotonic() - started)
+        self._metrics.answered(self._name, len(predictions))
+        try:
+            job.future.set_result(predictions)
+        except InvalidStateError:  # its client left meanwhile
+            return
+
+
+def decode(task: Task, job: Job) -> list[Any]:
+    """A complete job's predictions, in the order of its rows."""
+    members = by_row(job.features, len(job.rows))
+    return [
+        decode_row(task, row, [job.features[i] for i in found], [job.outputs[i] for i in found])
+        for row, found in zip(job.rows, members, strict=True)
+    ]
+
+
+def run_isolating(task: Task, runtime: Runtime, features: Sequence[Feature]) -> list[dict[str, Array] | Exception]:
+    """Each feature's outputs; of one at which the model fails even alone, the error. Found by halving the batch."""
+    try:
+        return list(run_batch(task, runtime, features))
+    except Exception as error:
+        if len(features) == 1:
+            return [error]
+    half = len(features) // 2
+    return [*run_isolating(task, runtime, features[:half]), *run_isolating(task, runtime, features[half:])]
