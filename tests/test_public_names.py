@@ -17,15 +17,17 @@ CLASSES = {
     "CheckpointError",
     "DataError",
     "Evaluation",
+    "Export",
     "Limits",
     "Pipeline",
     "Run",
+    "Tolerance",
     "TrainConfig",
     "TrainingError",
     "UsageError",
     "WarmstartError",
 }
-FUNCTIONS = {"batches", "evaluate", "load", "pad", "search", "serve", "train", "unpad"}
+FUNCTIONS = {"batches", "evaluate", "export", "load", "pad", "search", "serve", "train", "unpad"}
 
 
 def test_these_are_the_public_names() -> None:
@@ -67,9 +69,12 @@ def test_signatures_are_those_of_the_documentation() -> None:
 
     assert names(ws.load) == ["name", "task", "labels", "options", "device", "dtype"]
     assert names(ws.train) == [
-        "model", "data", "output", "task", "validation", "config", "columns", "options", "progress",
+        "model", "data", "output", "task", "validation", "config", "columns", "options", "progress", "force",
     ]  # fmt: skip
     assert names(ws.evaluate) == ["pipeline", "data", "columns", "progress"]
+    assert names(ws.export) == [
+        "model", "output", "format", "precision", "data", "columns", "task", "options", "tolerance",
+    ]  # fmt: skip
     assert names(ws.serve) == ["models", "host", "port", "api_keys", "allowed_hosts", "limits"]
     assert names(ws.batches) == ["rows", "task", "max_tokens", "batch_size", "seed", "columns"]
     assert names(ws.Pipeline.__call__) == ["self", "inputs", "max_tokens"]
@@ -82,5 +87,5 @@ def test_errors_are_one_tree_with_exit_codes() -> None:
 
 
 def test_results_are_frozen_values() -> None:
-    for kind in (ws.Pipeline, ws.Run, ws.Evaluation):
+    for kind in (ws.Pipeline, ws.Run, ws.Evaluation, ws.Export):
         assert kind.__dataclass_params__.frozen  # type: ignore[attr-defined]

@@ -17,12 +17,15 @@ if TYPE_CHECKING:
     from warmstart.engine.unpad import pad, unpad
     from warmstart.errors import CheckpointError, DataError, TrainingError, UsageError, WarmstartError
     from warmstart.pipeline import Pipeline
-    from warmstart.training.batches import batches
-    from warmstart.training.config import TrainConfig
     from warmstart.serving.limits import Limits
     from warmstart.serving.server import serve
+    from warmstart.training.batches import batches
+    from warmstart.training.config import TrainConfig
     from warmstart.verbs.evaluate import Evaluation, evaluate
+    from warmstart.verbs.export import export
+    from warmstart.verbs.export_graph import Export
     from warmstart.verbs.load import load
+    from warmstart.verbs.parity import Tolerance
     from warmstart.verbs.search import search
     from warmstart.verbs.train import Run, train
 
@@ -32,15 +35,18 @@ _HOME = {
     "CheckpointError": "warmstart.errors",
     "DataError": "warmstart.errors",
     "Evaluation": "warmstart.verbs.evaluate",
+    "Export": "warmstart.verbs.export_graph",
     "Limits": "warmstart.serving.limits",
     "Pipeline": "warmstart.pipeline",
     "Run": "warmstart.verbs.train",
+    "Tolerance": "warmstart.verbs.parity",
     "TrainConfig": "warmstart.training.config",
     "TrainingError": "warmstart.errors",
     "UsageError": "warmstart.errors",
     "WarmstartError": "warmstart.errors",
     "batches": "warmstart.training.batches",
     "evaluate": "warmstart.verbs.evaluate",
+    "export": "warmstart.verbs.export",
     "load": "warmstart.verbs.load",
     "pad": "warmstart.engine.unpad",
     "search": "warmstart.verbs.search",
@@ -53,15 +59,18 @@ __all__ = [
     "CheckpointError",
     "DataError",
     "Evaluation",
+    "Export",
     "Limits",
     "Pipeline",
     "Run",
+    "Tolerance",
     "TrainConfig",
     "TrainingError",
     "UsageError",
     "WarmstartError",
     "batches",
     "evaluate",
+    "export",
     "load",
     "pad",
     "search",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from warmstart.engine import MAX_TOKENS, Runtime, predict
+from warmstart.errors import WarmstartError
 from warmstart.rows import Row, texts
 from warmstart.tasks import Task
 from warmstart.tasks.contract import NeedsExam
@@ -15,11 +17,27 @@ from warmstart.tasks.contract import NeedsExam
 log = logging.getLogger("warmstart")
 
 
-@dataclass(frozen=True)
+class _Model:
+    """What `pipe.model` reads: the model, or the error of a pipeline over a graph, which has none."""
+
+    def __get__(self, pipeline: Pipeline | None, owner: type[Pipeline]) -> Any:
+        if pipeline is None:
+            raise AttributeError("model")  # so that dataclass sees no default
+        model = pipeline.__dict__["model"]
+        if isinstance(model, WarmstartError):
+            raise copy.copy(model)  # a raised error keeps its traceback
+        return model
+
+    def __set__(self, pipeline: Pipeline, model: Any) -> None:
+        pipeline.__dict__["model"] = model
+
+
+@dataclass(frozen=True, kw_only=True)
 class Pipeline:
     """A loaded checkpoint, ready for any verb.
 
-    `model` and `tokenizer` are the very objects that transformers' Auto classes give; `task` knows the labels.
+    `model` and `tokenizer` are the very objects that transformers' Auto classes give; `task` knows the labels. Over an
+    exported checkpoint `tokenizer` is our own, and `model` raises CheckpointError "exported-has-no-model".
 
         pipe = ws.load("starter")
         pipe("I love LangChain!")                          # one row → one prediction
@@ -27,7 +45,7 @@ class Pipeline:
         pipe(f"take {n}" for n in range(10**6))            # an iterator → an iterator, with bounded memory
     """
 
-    model: Any
+    model: _Model = _Model()
     tokenizer: Any
     task: Task
     runtime: Runtime

@@ -12,8 +12,17 @@ from typing import TYPE_CHECKING
 
 from warmstart.checkpoints.cache import cache_folder
 from warmstart.checkpoints.carriers import movie_snippets, starter_encoder
-from warmstart.checkpoints.commit import commit_folder
-from warmstart.checkpoints.found import Found, cached_names, find
+from warmstart.checkpoints.commit import check_free, commit_folder
+from warmstart.checkpoints.exported import (
+    Exported,
+    ExportRecord,
+    GraphOutput,
+    TokenizerFacts,
+    is_export,
+    source_needed,
+    verify_export,
+)
+from warmstart.checkpoints.found import STARTERS, Found, cached_names, find
 from warmstart.checkpoints.starter import make_delta, materialise
 from warmstart.checkpoints.verified import Verified, verify
 
@@ -21,12 +30,19 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 __all__ = [
+    "STARTERS",
+    "ExportRecord",
+    "Exported",
     "Found",
+    "GraphOutput",
+    "TokenizerFacts",
     "Verified",
     "cache_folder",
     "cached_names",
+    "check_free",
     "commit_folder",
     "find",
+    "is_export",
     "load_config",
     "load_model",
     "load_tokenizer",
@@ -35,8 +51,11 @@ __all__ = [
     "materialise",
     "movie_snippets",
     "save_model",
+    "save_settings",
+    "source_needed",
     "starter_encoder",
     "verify",
+    "verify_export",
 ]
 
 
@@ -87,3 +106,10 @@ def save_model(
     from warmstart.checkpoints import save
 
     return save.save_model(model, tokenizer, target, extra=extra, replace=replace)
+
+
+def save_settings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """See `warmstart.checkpoints.save.save_settings`."""
+    from warmstart.checkpoints import save
+
+    save.save_settings(model, tokenizer, folder)

@@ -12,6 +12,7 @@ from typing import Any
 
 from warmstart.checkpoints import config as config_file
 from warmstart.checkpoints import tokenizer_file
+from warmstart.checkpoints.exported import is_export, source_needed
 from warmstart.checkpoints.files import find_file, read_json
 from warmstart.checkpoints.labels import read_labels
 from warmstart.checkpoints.manifest import check_manifest
@@ -94,15 +95,17 @@ class Verified:
 def verify(folder: Path) -> Verified:
     """Check a checkpoint folder. Imports neither torch nor transformers, builds nothing, runs nothing of the folder's.
 
-    Raises CheckpointError: `folder-missing`, `folder-too-large`, `adapter-unsupported`, `distributed-unsupported`,
-    and those of `config.read_config`, `weights.read_weights`, `config.check_sizes`, `labels.read_labels`,
-    `tokenizer_file.check_tokenizer` and `manifest.check_manifest`.
+    Raises CheckpointError: `folder-missing`, `folder-too-large`, `exported-has-no-model`, `adapter-unsupported`,
+    `distributed-unsupported`, and those of `config.read_config`, `weights.read_weights`, `config.check_sizes`,
+    `labels.read_labels`, `tokenizer_file.check_tokenizer` and `manifest.check_manifest`.
 
     >>> verified = verify(find("starter-encoder").folder)  # doctest: +SKIP
     >>> verified.task, verified.max_positions, len(verified.tensors)  # doctest: +SKIP
     ('sentence-embedding', 512, 103)
     """
     folder = _resolve(folder)
+    if is_export(folder):
+        raise source_needed(folder)
     _check_entries(folder)
     config, dropped = config_file.read_config(folder)
     findings = [*dropped, *check_manifest(folder), *_code_files(folder)]

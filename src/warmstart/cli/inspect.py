@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from warmstart.cli import console
 from warmstart.display import escape_terminal
+
+if TYPE_CHECKING:
+    from warmstart.checkpoints import Exported, Verified
 
 
 @click.command("inspect")
@@ -21,25 +24,11 @@ def command(model: str, as_json: bool) -> None:
     warmstart inspect starter-encoder
     warmstart inspect runs/a --json
     """
-    from warmstart.checkpoints import find, verify
+    from warmstart.checkpoints import find, is_export, verify, verify_export
 
     found = find(model)
-    verified = verify(found.folder)
-    parameters = sum(math.prod(tensor.shape) for tensor in verified.tensors.values())
-    facts: dict[str, Any] = {
-        "name": found.name,
-        "source": found.source,
-        "folder": str(found.folder),
-        "model_type": verified.model_type,
-        "task": verified.task,
-        "trained_head": verified.has_head,
-        "labels": None if verified.labels is None else list(verified.labels),
-        "parameters": parameters,
-        "dtypes": sorted({tensor.dtype for tensor in verified.tensors.values()}),
-        "bytes": sum(path.stat().st_size for path in verified.weights),
-        "max_positions": verified.max_positions,
-        "findings": list(verified.findings),
-    }
+    facts: dict[str, Any] = {"name": found.name, "source": found.source, "folder": str(found.folder)}
+    facts |= _exported(verify_export(found.folder)) if is_export(found.folder) else _weights(verify(found.folder))
     if as_json:
         console.emit(facts)
         return
@@ -49,5 +38,43 @@ def command(model: str, as_json: bool) -> None:
         console.show(f"{name:<14} {escape_terminal(', '.join(map(_text, values[:20])))}{more}")
 
 
+def _weights(verified: Verified) -> dict[str, Any]:
+    return {
+        "model_type": verified.model_type,
+        "task": verified.task,
+        "trained_head": verified.has_head,
+        "labels": None if verified.labels is None else list(verified.labels),
+        "parameters": sum(math.prod(tensor.shape) for tensor in verified.tensors.values()),
+        "dtypes": sorted({tensor.dtype for tensor in verified.tensors.values()}),
+        "bytes": sum(path.stat().st_size for path in verified.weights),
+        "max_positions": verified.max_positions,
+        "findings": list(verified.findings),
+    }
+
+
+def _exported(exported: Exported) -> dict[str, Any]:
+    """The record of an export, its parity report in the place of tensors."""
+    record = exported.record
+    parity = dict(record.parity)
+    flips = parity.pop("flips", None)
+    return {
+        "model_type": exported.config["model_type"],
+        "task": record.task,
+        "labels": None if record.labels is None else list(record.labels),
+        "format": record.format,
+        "precision": record.precision,
+        "exported_from": record.source,
+        "bytes": sum(path.stat().st_size for path in exported.files),
+        "max_positions": record.tokenizer.limit,
+        "options": record.options,
+        "calibration": record.calibration,
+        "parity": {**parity, "flipped": len(flips) if isinstance(flips, list) else flips},
+        "versions": record.versions,
+        "findings": list(exported.findings),
+    }
+
+
 def _text(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_text(part)}" for name, part in value.items())
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

@@ -21,9 +21,12 @@ COMMANDS: Mapping[str, str] = {
     "predict": "Predict for texts, a file or a pipe.",
     "train": "Fine-tune a checkpoint on labelled rows.",
     "evaluate": "Judge a checkpoint on labelled rows.",
+    "export": "Write a checkpoint as a graph that predicts without torch.",
     "serve": "Answer over HTTP, with several protocols on one port.",
     "bench": "Measure a checkpoint on your rows, beside what you would use without us.",
     "search": "Find the texts nearest to a query among embeddings.",
+    "verify-resume": "Kill and resume a recipe's run, and prove that nothing is lost.",
+    "reproduce": "Run a run again, and say whether it came out the same.",
     "inspect": "Show what a checkpoint is, without building it.",
     "get": "Fetch a checkpoint into the cache.",
     "tasks": "List the tasks, their row fields and predictions.",
@@ -41,7 +44,7 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        module = importlib.import_module(f"warmstart.cli.{cmd_name}")
+        module = importlib.import_module(f"warmstart.cli.{cmd_name.replace('-', '_')}")
         command: click.Command = module.command
         return command
 

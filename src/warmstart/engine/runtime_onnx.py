@@ -1,0 +1,72 @@
+"""An exported graph under ONNX Runtime, on the CPU. Imports neither torch nor transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
+
+from warmstart.engine.graph_runtime import GRAPH_TOKENS, Outputs, check_names, threads, unreadable
+from warmstart.features import Array, Batch
+
+_QUIET = 3  # errors only
+
+
+@dataclass(frozen=True)
+class OnnxRuntime:
+    """An open session; several threads may run it."""
+
+    session: Any
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    device: str = "cpu"
+    max_tokens: int = GRAPH_TOKENS
+
+    def run(self, batch: Batch) -> dict[str, Array]:
+        """Each output as an array whose first axis is the batch's features.
+
+        Raises MemoryError where the machine has not enough for the batch.
+        """
+        return self._infer({name: batch.inputs[name] for name in self.inputs})
+
+    def _infer(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        try:
+            return dict(zip(self.outputs, self.session.run(list(self.outputs), dict(inputs)), strict=True))
+        except ort_errors.RuntimeException as error:
+            if "Failed to allocate memory" in str(error) or "bad allocation" in str(error):
+                raise MemoryError(str(error)) from error
+            raise
+
+
+def open_graph(graph: Path, *, inputs: tuple[str, ...], outputs: Outputs) -> OnnxRuntime:
+    """The runtime of an ONNX file. Raises CheckpointError `graph-unusable`, `export-record-mismatch`."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads()
+    options.inter_op_num_threads = 1
+    options.log_severity_level = _QUIET
+    try:
+        session = onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+    except (
+        ort_errors.Fail,
+        ort_errors.InvalidArgument,
+        ort_errors.InvalidGraph,
+        ort_errors.InvalidProtobuf,
+        ort_errors.NotImplemented,
+        ort_errors.RuntimeException,
+    ) as error:
+        raise unreadable(graph, "ONNX Runtime", error) from error
+    check_names(
+        graph,
+        inputs=inputs,
+        outputs=outputs,
+        found_inputs=[port.name for port in session.get_inputs()],
+        found_outputs={
+            port.name: [axis if isinstance(axis, int) else None for axis in port.shape]
+            for port in session.get_outputs()
+        },
+    )
+    return OnnxRuntime(session, inputs, tuple(name for name, _ in outputs))
