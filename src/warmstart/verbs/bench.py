@@ -31,6 +31,7 @@ PIPELINE, SENTENCE = "transformers.pipeline", "sentence-transformers"
 TEXTBOOK_BATCH, BATCH_SIZES = 32, (1, 4, 8, 16, 32, 64)  # and those among which a peer's best is found
 SEARCH_ROWS = 256  # rows on which a peer's best batch size is looked for
 QUIET = 0.9  # share of the wall time with the core, below which the machine was busy with something else
+OWN = "warmstart.verbs.bench_own"
 _WORKLOAD = "rows"
 
 
@@ -65,43 +66,61 @@ def bench(
     for name, count in (("rows", rows), ("repeats", repeats), ("threads", threads)):
         if count is not None and count < 1:
             raise UsageError("bench-count", f"{name} must be at least 1", value=count, fix=f"give {name}=1 or more")
-    where = resolve_device(device)
-    verified = verify(find(model).folder)
-    kind = task_of(verified) if task is None else find_task(task)
-    texts = _texts(read(data, fields=kind.fields, columns=columns), kind, rows)
+    subject = _subject(model, task, device)
+    texts = _texts(read(data, fields=subject.task.fields, columns=columns), subject.task, rows)
     place = Place(threads or default_threads(), spare_cores(threads or default_threads()))
     say = progress or (lambda line: None)
-    own = Contestant(OURS, "warmstart.verbs.bench_own", {"model": str(model), "task": kind.name, "device": where})
     failed: dict[str, str] = {}
     with ExitStack() as stack:
-        ready = [_ready(stack, own, place, texts, repeats, say)]
+        ready = [_ready(stack, subject.own, place, texts, repeats, say)]
         facts = ready[0].worker.facts
-        for peer in _peers(facts, str(verified.folder)):
+        for peer in () if subject.source is None else _peers(facts, str(subject.source)):
             try:
                 ready.append(_ready(stack, peer, place, texts, repeats, say))
             except WarmstartError as error:
                 failed[peer.name] = error.what
                 log.warning("%s is left out: %s", peer.name, error.what)
         if len(ready) == 1:
-            log.warning("%s: there is nothing here to compare with", kind.name)
+            log.warning("%s: there is nothing here to compare with", subject.task.name)
         workers = {each.entry.name: each.worker for each in ready}
         trials, surveys = race([each.entry for each in ready], workers, {_WORKLOAD: len(texts)}, progress=say)
-    quiet = undisturbed(trials) if place.threads == 1 and where == "cpu" else None
+    quiet = undisturbed(trials) if place.threads == 1 and subject.device == "cpu" else None
     if quiet is not None and quiet < QUIET:
         log.warning("the machine was busy: the contestants had their core for %.0f %% of the time", 100 * quiet)
     return Bench(
         model=str(model),
-        task=kind.name,
+        task=subject.task.name,
         rows=len(texts),
         tokens=surveys[_WORKLOAD, OURS].tokens or 0,
         threads=place.threads,
-        device=where,
+        device=subject.device,
         standings=tuple(standing(_WORKLOAD, each.entry, trials, surveys) for each in ready),
         trials=tuple(trials),
         searched={each.entry.name: each.searched for each in ready if each.searched},
         failed=failed,
         undisturbed=quiet,
     )
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """What is measured. `source`: the folder that peers load; of an export the one it was made from, None if it is not
+    here."""
+
+    task: type[Task]
+    device: str
+    own: Contestant
+    source: Path | None
+
+
+def _subject(model: str | Path, task: str | None, device: str) -> _Subject:
+    """The checkpoint a person names, before anything of it is loaded."""
+    known = None if task is None else find_task(task)
+    where = resolve_device(device)
+    folder = find(model).folder
+    known = known or task_of(verify(folder))
+    settings = {"model": str(model), "task": known.name, "device": where}
+    return _Subject(known, where, Contestant(OURS, OWN, settings), folder)
 
 
 @dataclass(frozen=True)
