@@ -44,6 +44,7 @@ class Counting:
 
     most: int = 10**9
     device: str = "toy"
+    max_tokens: int = 10**9
     shapes: list[tuple[int, int]] = field(default_factory=list)
     refused: list[tuple[int, int]] = field(default_factory=list)
 
@@ -192,6 +193,7 @@ def test_a_retry_does_not_hold_the_failed_batch() -> None:
     @dataclass
     class Heavy:
         device: str = "toy"
+        max_tokens: int = 10**9
 
         def run(self, batch: Batch) -> dict[str, Array]:
             assert not any(reference() for reference in alive), "the failed batch is still in memory"
@@ -210,6 +212,7 @@ def test_other_errors_are_not_retried() -> None:
     @dataclass
     class Broken:
         device: str = "toy"
+        max_tokens: int = 10**9
         calls: int = 0
 
         def run(self, batch: Batch) -> dict[str, Array]:

@@ -79,18 +79,18 @@ def _keep_masks_finite(program: Any) -> None:
         if not isinstance(mask, torch.fx.Node) or mask.meta["val"].dtype is not torch.bool:
             continue
         if mask not in finite:
+            # By selection, not arithmetic, which int8 would round as if it were the text's.
             value = mask.meta["val"]
-            last = mask
-            for target, arguments in (
-                (aten.to.dtype, (torch.float32,)),
-                (aten.sub.Tensor, (1,)),
-                (aten.mul.Tensor, (1e30,)),
-            ):
-                with program.graph.inserting_after(last):
-                    last = program.graph.call_function(target, (last, *arguments))
-                with value.fake_mode:
-                    value = target(value, *arguments)
-                last.meta["val"] = value
+            with program.graph.inserting_after(mask):
+                zeros = program.graph.call_function(aten.zeros_like.default, (mask,), {"dtype": torch.float32})
+            with program.graph.inserting_after(zeros):
+                hidden = program.graph.call_function(aten.logical_not.default, (mask,))
+            with program.graph.inserting_after(hidden):
+                last = program.graph.call_function(aten.masked_fill.Scalar, (zeros, hidden, -1e30))
+            with value.fake_mode:
+                zeros.meta["val"] = torch.zeros_like(value, dtype=torch.float32)
+                hidden.meta["val"] = value.logical_not()
+                last.meta["val"] = zeros.meta["val"].masked_fill(hidden.meta["val"], -1e30)
             finite[mask] = last
         node.replace_input_with(mask, finite[mask])
     program.graph_module.recompile()

@@ -1,4 +1,4 @@
-"""What the runtimes of exported graphs share: threads, batches in parts, and the names a graph must have."""
+"""What the runtimes of exported graphs share: threads, what they read, and the names a graph must have."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from warmstart.errors import CheckpointError
+import numpy as np
+
+from warmstart.errors import CheckpointError, UsageError
+from warmstart.features import Array, Batch
 
 # Padded tokens a graph runs at once: the activations stay in a CPU's cache, and a batch has little padding of its own.
 # A MiniLM in int8 made 373 texts/s so, and 346 with 2,048; with 4,096 in fp32 a third less.
@@ -20,6 +23,26 @@ def threads() -> int:
     """How many threads a graph may use: OMP_NUM_THREADS as torch reads it; 0, the runtime's own choice, without it."""
     first = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
     return int(first) if first.isdecimal() else 0
+
+
+def inputs_of(batch: Batch, names: Sequence[str]) -> dict[str, Array]:
+    """What a graph reads of a batch. Raises UsageError `export-has-no-loss` for a batch with targets.
+
+    A task that is judged by its losses finds the targets in the batch; a graph was traced without them.
+    """
+    if batch.targets:
+        raise UsageError(
+            "export-has-no-loss",
+            "this task is judged by losses under its model, and an exported graph gives predictions only",
+            value=sorted(batch.targets),
+            fix="evaluate the checkpoint that this one was exported from",
+        )
+    return {name: np.ascontiguousarray(batch.inputs[name]) for name in names}
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether a runtime's error, which has no class of its own, says that memory ran out."""
+    return any(words in str(error).lower() for words in ("failed to allocate", "bad_alloc", "bad allocation"))
 
 
 def check_names(

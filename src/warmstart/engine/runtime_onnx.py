@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,15 @@ from typing import Any
 import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
-from warmstart.engine.graph_runtime import GRAPH_TOKENS, Outputs, check_names, threads, unreadable
+from warmstart.engine.graph_runtime import (
+    GRAPH_TOKENS,
+    Outputs,
+    check_names,
+    inputs_of,
+    is_out_of_memory,
+    threads,
+    unreadable,
+)
 from warmstart.features import Array, Batch
 
 _QUIET = 3  # errors only
@@ -31,13 +38,11 @@ class OnnxRuntime:
 
         Raises MemoryError where the machine has not enough for the batch.
         """
-        return self._infer({name: batch.inputs[name] for name in self.inputs})
-
-    def _infer(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        inputs = inputs_of(batch, self.inputs)
         try:
-            return dict(zip(self.outputs, self.session.run(list(self.outputs), dict(inputs)), strict=True))
+            return dict(zip(self.outputs, self.session.run(list(self.outputs), inputs), strict=True))
         except ort_errors.RuntimeException as error:
-            if "Failed to allocate memory" in str(error) or "bad allocation" in str(error):
+            if is_out_of_memory(error):
                 raise MemoryError(str(error)) from error
             raise
 

@@ -20,7 +20,15 @@ from typing import Any
 import numpy as np
 import openvino
 
-from warmstart.engine.graph_runtime import GRAPH_TOKENS, Outputs, check_names, threads, unreadable
+from warmstart.engine.graph_runtime import (
+    GRAPH_TOKENS,
+    Outputs,
+    check_names,
+    inputs_of,
+    is_out_of_memory,
+    threads,
+    unreadable,
+)
 from warmstart.features import Array, Batch
 
 log = logging.getLogger("warmstart")
@@ -45,14 +53,17 @@ class OpenVinoRuntime:
 
         Raises MemoryError where the machine has not enough for the batch.
         """
-        return self._infer({name: batch.inputs[name] for name in self.inputs})
-
-    def _infer(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        inputs = inputs_of(batch, self.inputs)
         try:
             request = self._requests.pop()
         except IndexError:  # each is in use by another thread
             request = self.compiled.create_infer_request()
-        results = request.infer({name: np.ascontiguousarray(array) for name, array in inputs.items()})
+        try:
+            results = request.infer(inputs)
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise MemoryError(str(error)) from error
+            raise
         outputs = {name: results[name] for name in self.outputs}  # copies: the request's own memory is used again
         self._requests.append(request)
         return outputs

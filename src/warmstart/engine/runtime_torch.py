@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from warmstart.engine.predict import MAX_TOKENS
 from warmstart.features import Array, Batch
 from warmstart.tasks import Task
 
@@ -50,6 +51,7 @@ class TorchRuntime:
     model: torch.nn.Module
     task: Task
     device: str
+    max_tokens: int = MAX_TOKENS
     _mode: EvalMode = field(default_factory=EvalMode, init=False, repr=False, compare=False)
 
     def run(self, batch: Batch) -> dict[str, Array]:

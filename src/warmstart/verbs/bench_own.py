@@ -67,6 +67,10 @@ class _Counted:
     def device(self) -> str:
         return self.runtime.device
 
+    @property
+    def max_tokens(self) -> int:
+        return self.runtime.max_tokens
+
     def run(self, batch: Batch) -> dict[str, Array]:
         self.seen.append(batch.inputs["input_ids"].size)
         return self.runtime.run(batch)
