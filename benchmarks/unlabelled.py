@@ -27,7 +27,7 @@ RECORDS = HERE / "accuracy.jsonl"
 QUESTIONS = {
     "ABBR": "abbreviation", "DESC": "description", "ENTY": "entity", "HUM": "human", "LOC": "location", "NUM": "number",
 }  # fmt: skip
-ADAPT = {"epochs": 3, "learning_rate": 3e-4}
+ADAPT = {"epochs": 1, "learning_rate": 3e-4}
 
 
 @dataclass(frozen=True)
