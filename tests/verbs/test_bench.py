@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -138,3 +139,20 @@ def test_a_task_without_peers_is_measured_alone_and_that_is_told(
 )
 def test_the_peers_of_a_task(facts: dict[str, Any], names: list[str]) -> None:
     assert [peer.name for peer in verb._peers(facts, "folder")] == names
+
+
+def test_of_an_export_the_peers_run_the_checkpoint_it_was_made_from(
+    tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = {"name": str(tiny("bert"))}
+    record = SimpleNamespace(task="text-classification", source=source)
+    monkeypatch.setattr(verb, "is_export", lambda folder: folder == tmp_path)
+    monkeypatch.setattr(verb, "verify_export", lambda folder: SimpleNamespace(record=record))
+    subject = verb._subject(tmp_path, None, "auto")
+    assert (subject.task.name, subject.device, subject.source) == ("text-classification", "cpu", tiny("bert"))
+    assert subject.own.settings["exported"] is True and subject.own.settings["model"] == str(tmp_path)
+    source["name"] = str(tmp_path / "gone")
+    with caplog.at_level(logging.WARNING, "warmstart"):
+        assert verb._subject(tmp_path, None, "cpu").source is None
+    assert "no peer runs" in caplog.text
+    assert verb._subject(tiny("bert"), None, "cpu").own.settings["exported"] is False

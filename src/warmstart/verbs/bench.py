@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from warmstart.checkpoints import find, verify
+from warmstart.checkpoints import find, is_export, verify, verify_export
 from warmstart.engine import resolve_device
 from warmstart.errors import DataError, UsageError, WarmstartError
 from warmstart.rows import Row, read
@@ -118,9 +118,23 @@ def _subject(model: str | Path, task: str | None, device: str) -> _Subject:
     known = None if task is None else find_task(task)
     where = resolve_device(device)
     folder = find(model).folder
+    source: Path | None = folder
+    if exported := is_export(folder):
+        record = verify_export(folder).record
+        known, source = known or find_task(record.task), _source(str(record.source["name"]))
+        where = "cpu" if device == "auto" else where
     known = known or task_of(verify(folder))
-    settings = {"model": str(model), "task": known.name, "device": where}
-    return _Subject(known, where, Contestant(OURS, OWN, settings), folder)
+    settings = {"model": str(model), "task": known.name, "device": where, "exported": exported}
+    return _Subject(known, where, Contestant(OURS, OWN, settings), source)
+
+
+def _source(name: str) -> Path | None:
+    """The checkpoint an export was made from, which is what peers can run."""
+    try:
+        return find(name).folder
+    except WarmstartError as error:
+        log.warning("the checkpoint it was exported from is not here, so no peer runs: %s", error.what)
+        return None
 
 
 @dataclass(frozen=True)
