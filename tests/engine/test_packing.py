@@ -20,7 +20,7 @@ from warmstart.engine.packing import Pack
 masks = st.integers(1, 6).flatmap(
     lambda width: st.lists(st.lists(st.booleans(), min_size=width, max_size=width), min_size=1, max_size=6)
 )
-steady = settings(max_examples=60, deadline=None, derandomize=True)
+steady = settings(max_examples=30, deadline=None, derandomize=True)
 
 
 # --- the pack ---------------------------------------------------------------------------------------------------------

@@ -38,7 +38,7 @@ def tokens(model: PreTrainedModel, **inputs: Any) -> int:
 # --- masks ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", [torch.bool, torch.int32, torch.int64, torch.uint8, torch.float32, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int32, torch.float32])
 @pytest.mark.parametrize("variant", ["bert", "qwen2", "mpnet"])
 def test_masks_of_any_type(variant: str, dtype: torch.dtype) -> None:
     padded, unpadded = pair(variant)
