@@ -356,6 +356,21 @@ def test_a_wrapped_model_gives_the_same_logits(tiny: Callable[..., Path]) -> Non
         torch.testing.assert_close(logits, whole)
 
 
+def test_what_gives_no_losses_cannot_be_judged(tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """An exported graph computes what a prediction needs."""
+    pipe = load(tiny)
+    run = type(pipe.runtime).run
+
+    def without(self: Any, batch: Any) -> Any:
+        return {name: array for name, array in run(self, batch).items() if name != "losses"}
+
+    monkeypatch.setattr(type(pipe.runtime), "run", without)
+    with pytest.raises(UsageError) as caught:
+        ws.evaluate(pipe, [{"text": "a good film"}])
+    assert caught.value.code == "exam-without-model"
+    assert pipe("a [MASK] film").masks  # the healthy twin
+
+
 # --- training ---------------------------------------------------------------------------------------------------------
 
 

@@ -169,6 +169,13 @@ class FillMask:
         return sums / counts.clamp(min=1), counts
 
     def decode(self, row: Row, features: Sequence[Feature], outputs: Sequence[Mapping[str, Array]]) -> FilledMasks:
+        if features[0].targets and "losses" not in outputs[0]:
+            raise UsageError(
+                "exam-without-model",
+                "perplexity needs every token's probability, and an exported graph gives the best ones only",
+                value=self.name,
+                fix="evaluate the checkpoint it was exported from",
+            )
         judged = [
             output["losses"][: feature.length][feature.targets["labels"] != IGNORED]
             for feature, output in zip(features, outputs, strict=True)
