@@ -27,7 +27,7 @@ CLASSES = {
     "UsageError",
     "WarmstartError",
 }
-FUNCTIONS = {"batches", "evaluate", "export", "load", "pad", "search", "serve", "train", "unpad"}
+FUNCTIONS = {"batches", "evaluate", "export", "load", "load_for", "pad", "search", "serve", "train", "unpad"}
 
 
 def test_these_are_the_public_names() -> None:

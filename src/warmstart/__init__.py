@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from warmstart.serving.server import serve
     from warmstart.training.batches import batches
     from warmstart.training.config import TrainConfig
+    from warmstart.verbs.choose import load_for
     from warmstart.verbs.evaluate import Evaluation, evaluate
     from warmstart.verbs.export import export
     from warmstart.verbs.export_graph import Export
@@ -48,6 +49,7 @@ _HOME = {
     "evaluate": "warmstart.verbs.evaluate",
     "export": "warmstart.verbs.export",
     "load": "warmstart.verbs.load",
+    "load_for": "warmstart.verbs.choose",
     "pad": "warmstart.engine.unpad",
     "search": "warmstart.verbs.search",
     "serve": "warmstart.serving.server",
@@ -72,6 +74,7 @@ __all__ = [
     "evaluate",
     "export",
     "load",
+    "load_for",
     "pad",
     "search",
     "serve",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -29,6 +30,8 @@ def command(model: str, as_json: bool) -> None:
     found = find(model)
     facts: dict[str, Any] = {"name": found.name, "source": found.source, "folder": str(found.folder)}
     facts |= _exported(verify_export(found.folder)) if is_export(found.folder) else _weights(verify(found.folder))
+    if chosen := _choices(found.folder):
+        facts["precision_auto"] = chosen
     if as_json:
         console.emit(facts)
         return
@@ -72,6 +75,23 @@ def _exported(exported: Exported) -> dict[str, Any]:
         "versions": record.versions,
         "findings": list(exported.findings),
     }
+
+
+def _choices(folder: Path) -> list[dict[str, Any]]:
+    """What `--precision auto` has chosen for this checkpoint, and what it saw of each candidate."""
+    from warmstart.verbs.choice import choices_for
+
+    return [
+        {
+            "chosen": choice.chosen,
+            "why": choice.why,
+            "task": choice.task,
+            "device": choice.device,
+            "threads": choice.machine["threads"],
+            "tried": {trial.name: trial.refused or f"{trial.rows_per_second:.0f} rows/s" for trial in choice.trials},
+        }
+        for choice in choices_for(folder)
+    ]
 
 
 def _text(value: object) -> str:

@@ -39,6 +39,10 @@ def _typed(text: str) -> Any:
 
 task_option = click.option("--task", help="A task name; the checkpoint's own otherwise. See `warmstart tasks`.")
 device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
+precision_option = click.option(
+    "--precision",
+    help="fp32, bf16, int8, or auto: what is measured to be fastest here. The checkpoint's own without it.",
+)
 columns_option = click.option(
     "--column", "columns", multiple=True, callback=_pairs, metavar="FIELD=COLUMN", help="Pin a column, e.g. text=body."
 )

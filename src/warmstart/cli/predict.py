@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from warmstart.cli import console
-from warmstart.cli.options import columns_option, device_option, option_option, task_option
+from warmstart.cli.options import columns_option, device_option, option_option, precision_option, task_option
 from warmstart.display import escape_terminal
 from warmstart.errors import UsageError
 
@@ -28,6 +28,7 @@ from warmstart.errors import UsageError
 @columns_option
 @option_option
 @device_option
+@precision_option
 def command(
     texts: tuple[str, ...],
     model: str,
@@ -40,6 +41,7 @@ def command(
     columns: dict[str, str],
     options: dict[str, Any],
     device: str,
+    precision: str | None,
 ) -> None:
     """Predict for TEXTS, for the rows of a file (-i), or for what is piped in.
 
@@ -61,7 +63,22 @@ def command(
 
     if output is not None and input_path is not None:
         warmstart_rows.check_output(output, [input_path])
-    pipe = load(model, task=task, options=options, device=device)
+    if precision is None:
+        pipe = load(model, task=task, options=options, device=device)
+    else:
+        from warmstart.verbs.choose import load_for
+
+        pipe, choice = load_for(
+            model,
+            precision=precision,
+            data=None if input_path in (None, "-") else input_path,
+            columns=columns,
+            task=task,
+            options=options,
+            device=device,
+        )
+        if choice is not None:
+            console.say(f"{choice.chosen}: {choice.why}")
     stream = None
     names = tuple(field.name for field in pipe.task.fields if field.text)
     if texts:
