@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch.utils.data import DataLoader
 
 from warmstart.errors import TrainingError, WarmstartError, Where
@@ -30,6 +31,7 @@ def fetch(batches: Batches[Batch], epoch: int, position: int, workers: int) -> I
         num_workers=workers,
         collate_fn=_itself,
         timeout=WORKER_SECONDS if workers else 0,
+        generator=torch.Generator(),  # it draws a seed for its workers, and not from the stream of dropout
     )
     try:
         for made in loader:

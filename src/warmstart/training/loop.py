@@ -97,10 +97,10 @@ def fit(
             loader = fetch(batches, epoch, (done - first) * config.accumulate, config.workers)
             for position in range(done - first, last - first):
                 started = time.monotonic()
-                model.train()
-                # Dropout is a function of (seed, step): a resumed run needs no generator state.
-                torch.manual_seed(derive(config.seed, "dropout", done))
                 micro_batches = list(islice(loader, config.accumulate))
+                model.train()
+                # Dropout is a function of (seed, step): a resumed run needs no generator state. Nothing may draw before.
+                torch.manual_seed(derive(config.seed, "dropout", done))
                 loss, weight = 0.0, 0.0
                 for batch in micro_batches:
                     loss_sum, weight_sum = _backward(model, task, to_tensors(batch, device), config.precision)
