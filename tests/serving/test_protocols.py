@@ -70,9 +70,10 @@ def test_many_clients_at_once_each_get_their_own_answers(client: httpx.Client, c
 
 
 def test_the_openai_client_embeds_and_lists(server: Server, embedder: ws.Pipeline) -> None:
-    with httpx.Client(trust_env=False) as http, openai.OpenAI(
-        base_url=f"{server.url}/v1", api_key="none", http_client=http, max_retries=0
-    ) as asking:
+    with (
+        httpx.Client(trust_env=False) as http,
+        openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", http_client=http, max_retries=0) as asking,
+    ):
         assert [model.id for model in asking.models.list()] == ["reviews", "embed"]
         assert asking.models.retrieve("embed").object == "model"
         expected = np.array([prediction.embedding for prediction in embedder(TEXTS)])
@@ -176,6 +177,8 @@ def test_http_gives_what_the_library_gives_on_a_thousand_real_texts(
     texts = [json.loads(line)["text"] for line in lines]
     expected = [as_dict(prediction) for prediction in classifier(texts)]
     found = [
-        row for at in range(0, 1000, 125) for row in client.post("/v1/predict/reviews", json=texts[at : at + 125]).json()
+        row
+        for at in range(0, 1000, 125)
+        for row in client.post("/v1/predict/reviews", json=texts[at : at + 125]).json()
     ]
     assert len(found) == 1000 and close(found, expected)

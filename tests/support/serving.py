@@ -9,10 +9,41 @@ from collections.abc import Callable
 from typing import Any
 
 import httpx
+import numpy as np
+import tokenizers
 
 import warmstart as ws
 from warmstart.engine import Runtime
 from warmstart.features import Array, Batch
+from warmstart.tasks.text_classification import TextClassification
+from warmstart.tokenization import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Arithmetic:
+    """A runtime that computes two logits from a text's token ids; no model, and nothing to load."""
+
+    device: str = "cpu"
+    max_tokens: int = 4096
+
+    def run(self, batch: Batch) -> dict[str, Array]:
+        ids, mask = batch.inputs["input_ids"], batch.inputs["attention_mask"]
+        return {"logits": np.stack([(mask * np.sin(ids)).sum(1), (mask * np.cos(ids)).sum(1)], axis=1)}
+
+
+def numpy_pipeline() -> ws.Pipeline:
+    """A text classifier of a word-level tokenizer and arithmetic: a word is a token, and each text has two more."""
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "good", "bad", "film", "a"]
+    rust = tokenizers.Tokenizer(tokenizers.models.WordLevel({word: i for i, word in enumerate(words)}, "[UNK]"))
+    rust.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    rust.post_processor = tokenizers.processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B [SEP]",
+        special_tokens=[("[CLS]", words.index("[CLS]")), ("[SEP]", words.index("[SEP]"))],
+    )
+    tokenizer = Tokenizer.from_json(rust.to_str(), limit=128, unknown="[UNK]")
+    task = TextClassification(tokenizer, labels=("NEGATIVE", "POSITIVE"))
+    return ws.Pipeline(model=None, tokenizer=tokenizer, task=task, runtime=Arithmetic(), name="reviews")
 
 
 @dataclasses.dataclass
@@ -24,6 +55,7 @@ class Gated:
     entered: threading.Event = dataclasses.field(default_factory=threading.Event)
     batches: list[int] = dataclasses.field(default_factory=list)
     device: str = "cpu"
+    max_tokens: int = 4096
 
     def run(self, batch: Batch) -> dict[str, Array]:
         self.entered.set()
@@ -40,6 +72,7 @@ class Misbehaving:
     tokens: int
     fault: Callable[[Batch, dict[str, Array]], dict[str, Array]]
     device: str = "cpu"
+    max_tokens: int = 4096
 
     def run(self, batch: Batch) -> dict[str, Array]:
         outputs = self.inner.run(batch)

@@ -49,7 +49,7 @@ class Service:
             *(Route(path, _named(path, playground.page(path)), methods=["GET"]) for path in playground.PATHS),
         ]
         self._router = Router(routes, redirect_slashes=False, lifespan=self._lifespan)
-        self.app: App = Gate(self._routed, access, self.metrics)
+        self.app: App = Gate(self._routed, access, self.metrics, header_bytes=limits.header_bytes)
 
     def _endpoints(self) -> Sequence[Endpoint]:
         status = record({"status": TEXT})

@@ -84,6 +84,10 @@ def _malformed(what: str) -> Refusal:
 
 
 def _check_headers(headers: list[tuple[bytes, bytes]], limits: Limits) -> None:
+    names = {name for name, _ in headers}
+    if {b"content-length", b"transfer-encoding"} <= names:  # whoever stands before us may read it otherwise
+        what = "the body's length is given in two ways"
+        raise Refusal(400, "framing-ambiguous", what, headers={"Connection": "close"})
     kinds = [value.decode("latin-1").lower() for name, value in headers if name == b"content-type"]
     kind, _, rest = kinds[0].partition(";") if len(kinds) == 1 else ("", "", "")
     charset = rest.strip().replace('"', "")

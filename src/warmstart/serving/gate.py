@@ -39,8 +39,8 @@ _NOTHING = "default-src 'none'; frame-ancestors 'none'"
 class Gate:
     """Around the app that knows the routes. What the app raises becomes an answer here, and only here."""
 
-    def __init__(self, app: App, access: Access, metrics: Metrics) -> None:
-        self._app, self._access, self._metrics = app, access, metrics
+    def __init__(self, app: App, access: Access, metrics: Metrics, *, header_bytes: int) -> None:
+        self._app, self._access, self._metrics, self._header_bytes = app, access, metrics, header_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -67,6 +67,10 @@ class Gate:
         try:
             if not scope["path"].startswith("/"):
                 raise Refusal(400, "target-malformed", "the request's target must be a path")
+            # h11 counts only headers that come in several reads.
+            if sum(len(name) + len(value) for name, value in scope["headers"]) > self._header_bytes:
+                what = f"the headers are larger than {self._header_bytes:,} bytes"
+                raise Refusal(431, "headers-too-large", what, headers={"Connection": "close"})
             self._access.check_host(scope["headers"])
             address = (scope.get("client") or ("unknown",))[0]
             scope["warmstart.client"] = self._access.identify(scope["headers"], address, scope["path"])

@@ -14,7 +14,7 @@ class Limits:
     ws.serve(pipe, limits=ws.Limits(queue_tokens=65_536, request_seconds=5))
     """
 
-    batch_tokens: int = MAX_TOKENS  # padded tokens a batch may hold
+    batch_tokens: int = MAX_TOKENS  # padded tokens a batch may hold; never more than is quickest for the runtime
     queue_tokens: int = 131_072  # tokens that may wait for one model; beyond it a request is answered with 429
     body_bytes: int = 2 << 20  # of a request
     rows: int = 1_024  # in a request

@@ -38,7 +38,8 @@ class Worker:
         metrics: Metrics,
     ) -> None:
         self._name, self._task, self._runtime, self._queue = name, task, runtime, queue
-        self._budget, self._pool, self._metrics = budget, pool, metrics
+        self._draw, self._pool, self._metrics = budget, pool, metrics
+        self._budget = min(budget, runtime.max_tokens)
         self._rate = _FIRST_RATE
         self._thread = threading.Thread(target=self._work, name=f"warmstart-{name}", daemon=True)
 
@@ -59,7 +60,7 @@ class Worker:
     def _work(self) -> None:
         pieces: list[Piece] | None = []
         try:
-            while (pieces := self._queue.take(self._budget)) is not None:
+            while (pieces := self._queue.take(self._draw)) is not None:
                 self._run_all(pieces)
         except BaseException as error:  # a thread's last words: whoever waits must not wait for ever
             log.critical("the worker of %s died: %r", self._name, error)
