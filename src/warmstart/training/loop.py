@@ -99,7 +99,7 @@ def fit(
                 started = time.monotonic()
                 micro_batches = list(islice(loader, config.accumulate))
                 model.train()
-                # Dropout is a function of (seed, step): a resumed run needs no generator state. Nothing may draw before.
+                # Dropout is a function of (seed, step): a resumed run needs no generator state.
                 torch.manual_seed(derive(config.seed, "dropout", done))
                 loss, weight = 0.0, 0.0
                 for batch in micro_batches:
