@@ -25,6 +25,8 @@ from warmstart.errors import UsageError
 from warmstart.features import Batch, Feature
 from warmstart.tasks import Task
 
+_TALKERS = ("torch", "torch.__trace", "torch.export", "torch.onnx", "onnxscript", "onnx_ir")
+
 
 @dataclass(frozen=True)
 class Traced:
@@ -147,7 +149,7 @@ def _example(task: Task, features: Sequence[Feature]) -> Batch:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Without what torch's exporters and their helpers say about their own insides."""
-    loggers = [logging.getLogger(name) for name in ("torch", "torch.export", "torch.onnx", "onnxscript", "onnx_ir")]
+    loggers = [logging.getLogger(name) for name in _TALKERS]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")

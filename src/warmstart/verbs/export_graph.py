@@ -134,7 +134,7 @@ class GraphExport:
             inputs=traced.inputs,
             outputs=tuple(GraphOutput(name, axes) for name, axes in traced.outputs),
             labels=_labels(traced, config),
-            options=options_of(pipe.task),
+            options=chosen_options(pipe.task),
             tokenizer=TokenizerFacts(
                 limit=min(limits),
                 pad_id=tokenizer.pad_id,
@@ -157,10 +157,16 @@ def versions() -> dict[str, Any]:
     return {name: installed[name] for name in _VERSIONS if installed.get(name)}
 
 
+def chosen_options(task: Task) -> dict[str, Any]:
+    """The task's options that are not what they are without being asked for."""
+    usual = {item.name: item.default for item in dataclasses.fields(task)}  # type: ignore[arg-type]
+    return {name: value for name, value in options_of(task).items() if name not in usual or value != usual[name]}
+
+
 def own_files(pipe: Pipeline, network: Any) -> dict[str, bytes]:
     """What the task reads beside the model, and the options it was loaded with."""
     files = dict(pipe.task.files(width=network.config.hidden_size)) if isinstance(pipe.task, WritesFiles) else {}
-    facts = {"task": pipe.task.name, "base": pipe.name, "options": options_of(pipe.task), "versions": versions()}
+    facts = {"task": pipe.task.name, "base": pipe.name, "options": chosen_options(pipe.task), "versions": versions()}
     return {**files, WARMSTART_RECORD: (json.dumps(facts, indent=2) + "\n").encode()}
 
 
