@@ -124,9 +124,26 @@ async function begin() {
       by("model").append(option);
     }
     drawFields();
+    await fromLink();
   } catch (error) {
     show(made("p", error.message, "error"));
   }
+}
+
+// /#text=good fills the boxes and predicts: a link to a try. What is after # is never sent but as a row.
+async function fromLink() {
+  const given = new URLSearchParams(location.hash.slice(1));
+  if (given.has("model") && [...by("model").options].some((one) => one.value === given.get("model"))) {
+    by("model").value = given.get("model");
+    drawFields();
+  }
+  let filled = false;
+  for (const box of by("fields").querySelectorAll("textarea")) {
+    if (!given.has(box.dataset.name)) continue;
+    box.value = given.get(box.dataset.name);
+    filled = true;
+  }
+  if (filled) await send();
 }
 
 begin();

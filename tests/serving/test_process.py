@@ -1,0 +1,188 @@
+"""`warmstart serve` as a process of its own: what it prints, what ends it, and that it answers as the others do."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+import warmstart as ws
+from support.serving import eventually, numpy_pipeline, wait_ready
+from warmstart.cli.main import run
+from warmstart.errors import UsageError
+from warmstart.serving.server import served_name
+from warmstart.tasks import as_dict
+
+TEXTS = ["I love this film, it is wonderful and warm.", "A dull, tired plot.", "bad", "naïve 日本語"]
+
+
+# A server in a process of its own, without torch: what signals do is the same for every model.
+LIGHT = """
+import logging, sys
+import warmstart as ws
+from support.serving import numpy_pipeline
+logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+ws.serve(numpy_pipeline(), port=0, api_keys=sys.argv[1:])
+"""
+KEY = "a-key-of-some-length"
+
+
+@contextmanager
+def serving(command: Sequence[object]) -> Iterator[tuple[subprocess.Popen[bytes], str, list[str]]]:
+    """A ready server's process, its URL, and the lines of its stderr as they come."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    arguments = [sys.executable, *map(str, command)]
+    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
+    lines: list[str] = []
+    assert process.stderr is not None and process.stdout is not None
+    reading = threading.Thread(target=lambda: lines.extend(str(line, "utf-8") for line in process.stderr or ()))
+    reading.start()
+    try:
+        until = time.monotonic() + 60
+        while not (found := re.search(r"http://[\d.]+:\d+", "".join(lines))):
+            assert process.poll() is None and time.monotonic() < until, lines
+            time.sleep(0.05)
+        wait_ready(found.group())
+        yield process, found.group(), lines
+    finally:
+        process.kill()
+        process.wait(10)
+        reading.join(10)
+        printed = process.stdout.read()
+        process.stdout.close()
+        process.stderr.close()
+    assert printed == b""  # stdout is for results, of which a server has none
+
+
+def test_command_line_library_and_http_give_the_same(
+    tiny: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tiny("bert")
+    keys = tmp_path / "keys.txt"
+    keys.write_text(f"# mine\n\n{KEY}\n")
+    library = [as_dict(prediction) for prediction in ws.load(folder, device="cpu")(TEXTS)]
+    capsys.readouterr()
+    assert run(["predict", "-m", str(folder), "--json", *TEXTS]) == 0
+    printed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    command = ["-m", "warmstart", "serve", "--port", 0, "-m", f"reviews={folder}", "--api-key-file", keys]
+    with serving(command) as (_, url, lines):
+        headers = {"x-api-key": KEY}
+        answered = httpx.post(f"{url}/v1/predict/reviews", json=TEXTS, headers=headers, trust_env=False).json()
+        assert httpx.post(f"{url}/v1/predict/reviews", json=TEXTS, trust_env=False).status_code == 401
+        entries = [json.loads(line) for line in list(lines) if line.startswith("{")]
+        assert {"time", "id", "client", "method", "path", "status", "bytes", "ms"} == set(entries[0])
+        assert not any(KEY in line or "wonderful" in line for line in lines)
+    for found in (printed, answered):
+        assert [row["label"] for row in found] == [row["label"] for row in library]
+        assert [row["tokens"] for row in found] == [row["tokens"] for row in library]
+        for row, other in zip(found, library, strict=True):
+            assert row["scores"] == pytest.approx(other["scores"], abs=1e-5)
+
+
+def test_h72_sigterm_under_load_answers_all_it_accepted_and_exits_0() -> None:
+    with serving(["-c", LIGHT, KEY]) as (process, url, lines):
+        outcomes: list[object] = []
+
+        def ask() -> None:
+            while True:
+                with httpx.Client(base_url=url, headers={"x-api-key": KEY}, timeout=20, trust_env=False) as client:
+                    try:
+                        outcomes.append(client.post("/v1/predict/reviews", json=TEXTS * 8).status_code)
+                    except httpx.TransportError as error:  # it does not listen any more, or did not take it
+                        outcomes.append(error)
+                        return
+
+        asking = [threading.Thread(target=ask) for _ in range(4)]
+        for thread in asking:
+            thread.start()
+        assert eventually(lambda: outcomes.count(200) >= 8, seconds=20)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+        for thread in asking:
+            thread.join(10)
+        # Every request that the server read, by its own log, was answered; the clients have all those answers.
+        assert {one for one in outcomes if isinstance(one, int)} <= {200, 503}
+        posts = [json.loads(line) for line in lines if line.startswith("{") and '"POST"' in line]
+        assert len(posts) == sum(isinstance(one, int) for one in outcomes)
+        assert sum(post["status"] == 200 for post in posts) == outcomes.count(200) >= 8
+
+
+def test_h72_a_second_sigterm_ends_it_at_once() -> None:
+    with serving(["-c", LIGHT]) as (process, url, _):
+        head = "POST / HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n"
+        with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2]))) as half:
+            half.sendall(head.encode())
+            time.sleep(0.3)
+            process.send_signal(signal.SIGTERM)
+            time.sleep(0.5)
+            assert process.poll() is None  # it waits for the rest of the body
+            started = time.perf_counter()
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(5) == 128 + signal.SIGTERM
+            assert time.perf_counter() - started < 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (("--host", "0.0.0.0"), "hosts-unnamed"),
+        (("--api-key-file", "absent.txt"), "api-keys-unreadable"),
+        (("--api-key-file", "empty.txt"), "api-keys-none"),
+        (("--api-key-file", "weak.txt"), "api-key-weak"),
+        (("-m", "a=starter", "-m", "a=starter-encoder"), "model-name-twice"),
+    ],
+)
+def test_a_wrong_call_is_told_of_before_anything_is_loaded(
+    arguments: tuple[str, ...],
+    code: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty.txt").write_text("# none\n")
+    (tmp_path / "weak.txt").write_text("password\n")
+    started = time.perf_counter()
+    assert run(["serve", *arguments]) == 2
+    assert f"[{code}]" in capsys.readouterr().err
+    assert time.perf_counter() - started < 2
+
+
+def test_a_port_that_is_taken_and_a_name_that_is_none() -> None:
+    pipe = numpy_pipeline()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        with pytest.raises(UsageError, match="cannot listen") as error:
+            ws.serve(pipe, port=taken.getsockname()[1])
+        assert error.value.code == "port-unavailable"
+    for name in ("a/b", "", "../x", "a b"):
+        with pytest.raises(UsageError) as error:
+            ws.serve({name: pipe}, port=0)
+        assert error.value.code == "model-name"
+    with pytest.raises(UsageError) as error:
+        ws.serve({}, port=0)
+    assert error.value.code == "models-none"
+
+
+def test_models_are_served_under_the_last_part_of_their_name() -> None:
+    names = {
+        "starter": "starter",
+        "runs/a": "a",
+        "runs/a/model": "a",
+        "org/name@main": "name",
+        "pkg:mine": "mine",
+        "..": "model",
+    }
+    assert {name: served_name(name) for name in names} == names
+    assert served_name(os.fspath(Path("some folder") / "with space")) == "model"
