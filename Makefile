@@ -4,11 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test check format starter accuracy bench clean
+.PHONY: help demo test nightly check format starter accuracy bench clean
 
 help:
 	@echo "make demo      fine-tune, evaluate, save, reload and predict on real reviews"
 	@echo "make test      the whole test suite"
+	@echo "make nightly   120 random kills of training runs, each resumed to the same bits (some ten minutes)"
 	@echo "make check     lint, format, types, import rules"
 	@echo "make format    format the code and mend what the linter can"
 	@echo "make accuracy  train and judge every data set with every seed (about an hour)"
@@ -26,6 +27,10 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest
+
+# Each of the six cases of the pairwise cover is killed 20 times at a random moment.
+nightly: $(READY)
+	WARMSTART_KILLS=20 $(BIN)/python -m pytest -o timeout=1800 tests/verbs/test_kills.py tests/faults/test_k_snapshots.py
 
 check: $(READY)
 	$(BIN)/ruff check .

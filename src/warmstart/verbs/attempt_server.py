@@ -25,6 +25,7 @@ import threading
 import time
 import traceback
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,13 +75,16 @@ class _Events:
         os.write(self.file, f"{'begins' if begins else 'ends'} {phase} {record.__dict__['step']}\n".encode())
         if begins and self.kill is not None and phase == self.kill["phase"]:
             self.seen += 1
-            if self.seen == self.kill["count"]:
+            if self.seen == self.kill["count"] and not self.kill["after"]:
+                _die(0)
+            elif self.seen == self.kill["count"]:
                 threading.Thread(target=_die, args=(self.kill["after"],), daemon=True).start()
         return False  # not for people
 
 
 def _die(seconds: float) -> None:
-    time.sleep(seconds)
+    if seconds:
+        time.sleep(seconds)
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -116,7 +120,9 @@ def _serve() -> None:
             except BaseException:
                 traceback.print_exc()
                 code = 1
-            sys.stderr.flush()
+            with suppress(OSError):
+                sys.stdout.flush()
+                sys.stderr.flush()
             os._exit(code)
         code = _wait(child, request.get("kill_after"), started)
         print(json.dumps({"code": code, "seconds": time.monotonic() - started}), flush=True)

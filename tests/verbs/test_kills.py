@@ -1,0 +1,89 @@
+"""K83, K85: runs that are killed (SIGKILL) and resumed have the weights of a run in peace, to the last bit.
+
+Each case of a pairwise cover is killed once inside a phase, which the process's own record of phases proves, and
+WARMSTART_KILLS times at a random moment: not at all in `make test`, 20 times in `make nightly`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import random
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from support.kills import COVER, SAVE_EVERY, Case
+from warmstart.verbs.attempts import Attempter, KillIn
+from warmstart.verbs.verify_resume import Kill, kill_and_resume
+from warmstart.verbs.weights import weights_digest
+
+RANDOM_KILLS = int(os.environ.get("WARMSTART_KILLS", "0"))
+# Where the one kill of each case lands: begun for the n-th time, so many seconds ago.
+PHASES = (
+    KillIn("save", 2, 0.008),
+    KillIn("save", 3, 0.002),
+    KillIn("evaluation", 3, 0.002),
+    KillIn("prune", 3, 0.0),
+    KillIn("finish", 1, 0.01),
+    KillIn("evaluation", 2, 0.0),
+)
+TRIES = 5  # a phase of milliseconds may be over before the kill comes
+
+
+def test_the_cover_has_every_pair() -> None:
+    names = [field.name for field in fields(Case)]
+    for one, other in itertools.combinations(names, 2):
+        values = [{getattr(case, name) for case in COVER} for name in (one, other)]
+        seen = {(getattr(case, one), getattr(case, other)) for case in COVER}
+        assert seen == set(itertools.product(*values)), (one, other)
+
+
+@pytest.mark.parametrize(("case", "phase"), [*zip(COVER, PHASES, strict=True)], ids=map(str, COVER))
+def test_k83_k85_a_killed_run_ends_with_the_weights_of_a_run_in_peace(
+    case: Case, phase: KillIn, attempter: Attempter, tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    recipe = case.recipe(tmp_path, tiny)
+    peace = tmp_path / "peace"
+    calm = attempter.attempt(recipe, peace)
+    assert calm.code == 0, calm.log
+    if case.validation == "stop":
+        assert json.loads((peace / "attempts.jsonl").read_text().splitlines()[-1])["step"] < 8 * 5  # it stopped early
+
+    def killed(name: str, moment: float | KillIn) -> Kill:
+        kill = kill_and_resume(attempter, recipe, tmp_path / name, moment, peace=peace, save_every=SAVE_EVERY)
+        assert kill.problems == (), kill
+        assert kill.resumed_at > 0 or kill.step <= SAVE_EVERY  # a real resume
+        assert weights_digest(tmp_path / name / "model") == weights_digest(peace / "model")
+        return kill
+
+    landed = [killed("in-phase-0", phase)]
+    while landed[-1].phase != phase.phase and len(landed) < TRIES:
+        landed.append(killed(f"in-phase-{len(landed)}", phase))
+    assert landed[-1].phase == phase.phase, landed
+
+    rng = random.Random(str(case))
+    for number in range(RANDOM_KILLS):
+        killed(f"random-{number}", rng.uniform(0, calm.seconds))
+
+
+def test_k83_a_run_that_is_killed_again_and_again_ends_with_the_weights_of_a_run_in_peace(
+    attempter: Attempter, tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    recipe = COVER[0].recipe(tmp_path, tiny)
+    assert attempter.attempt(recipe, tmp_path / "peace").code == 0
+    for after in (0.0, 0.004, 0.008):  # in the second save of each attempt: the first one counts
+        assert attempter.attempt(recipe, tmp_path / "killed", kill_in=KillIn("save", 2, after)).killed
+    done = attempter.attempt(recipe, tmp_path / "killed")
+    assert done.code == 0, done.log
+    assert weights_digest(tmp_path / "killed" / "model") == weights_digest(tmp_path / "peace" / "model")
+    lines = [json.loads(line) for line in (tmp_path / "killed" / "metrics.jsonl").read_text().splitlines()]
+    steps = [line["step"] for line in lines if "validation" not in line]
+    assert steps == list(range(1, len(steps) + 1))
+    starts = [json.loads(line) for line in (tmp_path / "killed" / "attempts.jsonl").read_text().splitlines()]
+    assert [line["attempt"] for line in starts] == [1, 2, 3, 4, 4] and starts[-1]["ended"] == "finished"
+    began = [line["began_at"] for line in starts[:-1]]
+    assert began == sorted(began) and began[1] == 2 and began[-1] >= 6
