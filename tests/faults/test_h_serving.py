@@ -234,3 +234,21 @@ def test_h71_not_ready_before_the_first_row_went_through_nor_while_draining(pipe
             assert (answer.status_code, answer.json()["error"]["code"]) == (503, "stopping")
             assert answer.headers["retry-after"]
         assert client.get("/livez").status_code == 200
+
+
+def test_h71_a_model_that_fails_at_its_first_row_is_not_ready_until_it_answers(pipe: ws.Pipeline) -> None:
+    told = threading.Event()
+
+    def unless_told(batch: Batch, outputs: dict[str, Array]) -> dict[str, Array]:
+        return outputs if told.is_set() else _raise(batch, outputs)
+
+    failing = Misbehaving(pipe.runtime, tokens=3, fault=unless_told)  # the probe's row has three tokens
+    with (
+        Server({"reviews": with_runtime(pipe, failing)}, port=0) as server,
+        httpx.Client(base_url=server.url, timeout=10, trust_env=False) as client,
+    ):
+        assert eventually(lambda: client.get("/readyz").json()["error"]["code"] == "probe-failed")
+        assert client.post(PATH, json=TEN).status_code == 200  # others are served
+        assert client.get("/readyz").status_code == 503
+        told.set()
+        assert client.get("/readyz").status_code == 200

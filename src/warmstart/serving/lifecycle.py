@@ -20,20 +20,20 @@ class Lifecycle:
 
     def __init__(self, models: Models) -> None:
         self._models = models
-        self._warm = False
+        self._warming = True
         self._draining = False
-        self._proven = 0.0  # when every model last answered
+        self._proven = float("-inf")  # when every model last answered
 
     async def warm(self) -> None:
-        """The first row of each model, the slowest; what fails here is told by /readyz from then on."""
-        for served in self._models.served.values():
-            try:
-                await served.probe()
-            except Exception as error:
-                log.error("%s does not answer: %r", served.name, error)
-                return
-        self._warm = True
-        self._proven = time.monotonic()
+        """The first row of each model, the slowest. Where it fails, /readyz tries again whenever it is asked."""
+        try:
+            for name in self._models.served:
+                await self._prove(name)
+            self._proven = time.monotonic()
+        except Refusal:
+            return  # it was logged
+        finally:
+            self._warming = False
 
     def drain(self) -> None:
         """Take no new request."""
@@ -53,11 +53,11 @@ class Lifecycle:
         if self._draining:
             raise unavailable("the server is stopping", code="stopping")
         self._check_alive()
-        if not self._warm:
+        if self._warming:
             raise unavailable("the models are warming up", code="warming")
         if time.monotonic() - self._proven > _HOLDS:
-            for served in self._models.served.values():
-                await self._prove(served.name)
+            for name in self._models.served:
+                await self._prove(name)
             self._proven = time.monotonic()
         return Answer({"status": "ready"})
 
