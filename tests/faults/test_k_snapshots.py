@@ -1,0 +1,248 @@
+"""K82, K85, K87, F88 to F90: faults and kills at every file operation of a save leave a verified snapshot.
+
+K83 and K84 are in tests/verbs: test_kills.py, test_resume.py.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import signal
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import warmstart as ws
+from support.file_faults import Operations, unwatched, watched
+from warmstart.checkpoints import load_weights
+from warmstart.checkpoints.commit import sweep
+from warmstart.errors import CheckpointError
+from warmstart.training.loop import Step
+from warmstart.training.run import RunDirectory
+from warmstart.training.selection import Selection
+from warmstart.training.snapshots import State, newest_verified, save_snapshot
+
+# In `make nightly` a process is killed at every operation, in `make test` at some.
+EVERY_KILL = "WARMSTART_KILLS" in os.environ
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="forks")
+
+
+class Work:
+    """A run directory with a snapshot of step 1, and the save of step 2, which then prunes the older one."""
+
+    def __init__(self, checkpoint: Path, folder: Path) -> None:
+        self.pipe = ws.load(checkpoint)
+        self.directory = RunDirectory(folder / "run")
+        self.directory.create()
+        self.optimizer = torch.optim.AdamW(self.pipe.model.parameters(), fused=True)
+        self._step(1)
+        self.save(1)
+        self.first = shutil.copytree(self.directory.checkpoints, folder / "first")
+        self._step(2)
+        self.expected = dict.fromkeys((1, 2))
+
+    def _step(self, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        for parameter in self.pipe.model.parameters():
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+        self.optimizer.step()
+
+    def save(self, step: int) -> None:
+        made = Step(step, step / 10, 0.5, 1e-3, 1.0, 10, 2, 0.1)
+        state = State(made, 0, Selection(None), 0, self.optimizer.state_dict(), {"last_epoch": step})
+        target = self.directory.step_checkpoint(step)
+        save_snapshot(target, self.pipe.model, self.pipe.tokenizer, state)
+
+    def save_and_prune(self) -> None:
+        self.save(2)
+        self.directory.prune(1)
+
+    def reset(self) -> None:
+        shutil.rmtree(self.directory.checkpoints)
+        shutil.copytree(self.first, self.directory.checkpoints)
+
+    def check(self) -> int:
+        """A verified snapshot is there, whose weights and optimizer are those of its step; returns the step."""
+        sweep(self.directory.checkpoints)
+        found, rejected = newest_verified(self.directory.checkpoints, lambda state: None)
+        assert found is not None and rejected == []
+        left = {path.name for path in self.directory.checkpoints.iterdir()}
+        assert left <= {"step-000001", "step-000002"} and found.path.name in left
+        step = found.state.step.step
+        assert found.state.optimizer["state"][0]["step"].item() == step
+        return step
+
+
+@pytest.fixture(scope="module")
+def work(tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Work:
+    return Work(tiny("bert"), tmp_path_factory.mktemp("work"))
+
+
+def _operations(work: Work) -> list[tuple[str, str, str]]:
+    operations = Operations(lambda number, name: None)
+    work.reset()
+    with watched(operations):
+        work.save_and_prune()
+    return operations.made
+
+
+def test_f88_f89_a_failure_at_any_file_operation_leaves_the_snapshot_before(work: Work) -> None:
+    """The error says what, where, and what to do; nothing half done is left."""
+    made = _operations(work)
+    assert work.check() == 2 and len(made) > 50  # the healthy twin
+    outcomes = set()
+    for number in range(1, len(made) + 1):
+        work.reset()
+
+        def fail(count: int, name: str, at: int = number) -> None:
+            if count == at:
+                raise OSError(errno.ENOSPC if at % 2 else errno.EIO, os.strerror(errno.ENOSPC if at % 2 else errno.EIO))
+
+        started = time.perf_counter()
+        try:
+            with watched(Operations(fail)):
+                work.save_and_prune()
+        except ws.WarmstartError as error:
+            assert error.code in ("save-failed", "run-unwritable"), error
+            assert os.strerror(errno.ENOSPC if number % 2 else errno.EIO) in error.what and len(error.fix) > 10
+            outcomes.add(error.code)
+        assert time.perf_counter() - started < 2
+        assert work.check() in (1, 2)
+    assert outcomes == {"save-failed", "run-unwritable"}
+
+
+def test_f90_a_flush_that_fails_is_no_commit(work: Work) -> None:
+    made = _operations(work)
+    flushes = [number for number, (name, _, _) in enumerate(made, start=1) if name == "fsync"]
+    assert len(flushes) > 8
+    for number in flushes:
+        work.reset()
+
+        def fail(count: int, name: str, at: int = number) -> None:
+            if count == at:
+                raise OSError(errno.EIO, "Input/output error")
+
+        with pytest.raises(CheckpointError) as caught, watched(Operations(fail)):
+            work.save_and_prune()
+        assert caught.value.code == "save-failed" and work.check() == 1
+        assert [path.name for path in work.directory.checkpoints.iterdir()] == ["step-000001"]
+
+
+def test_k82_k85_what_stands_at_any_file_operation_has_a_verified_snapshot(work: Work, tmp_path: Path) -> None:
+    """A copy of the folder before each operation: what a kill there leaves."""
+    work.reset()
+    folder = work.directory.checkpoints
+
+    def copy(count: int, name: str) -> None:
+        with unwatched():
+            shutil.copytree(folder, tmp_path / str(count))
+
+    with watched(Operations(copy)):
+        work.save_and_prune()
+    found = []
+    for number in range(1, len(list(tmp_path.iterdir())) + 1):
+        shutil.rmtree(folder)
+        (tmp_path / str(number)).rename(folder)
+        found.append(work.check())
+    assert len(found) > 50
+    assert found == sorted(found) and set(found) == {1, 2}  # the old one up to the rename, the new one from there
+
+
+def test_k82_a_real_kill_leaves_a_verified_snapshot(work: Work) -> None:
+    count = len(_operations(work))
+    found = []
+    for number in range(1, count + 1, 1 if EVERY_KILL else max(1, count // 12)):
+        work.reset()
+        assert _killed_at(number, work.save_and_prune)
+        found.append(work.check())
+    assert found == sorted(found) and set(found) <= {1, 2} and found[0] == 1
+
+
+def _killed_at(number: int, action: Callable[[], Any]) -> bool:
+    """Do `action` in a forked process that is killed at its n-th file operation; was it?"""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # from Python 3.12 on, of forks beside threads
+        child = os.fork()
+    if child == 0:
+
+        def kill(count: int, name: str) -> None:
+            if count == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        try:
+            with watched(Operations(kill)):
+                action()
+        finally:
+            os._exit(1)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+
+
+def test_k87_nothing_is_relied_on_before_it_is_on_the_disk(work: Work) -> None:
+    """Power may go at any moment, and take with it what was not flushed: so content before names, new before old."""
+    made = _operations(work)
+    names = [name for name, _, _ in made]
+    commit = next(
+        i for i, (name, _, target) in enumerate(made) if name == "rename" and target.endswith("checkpoints/step-000002")
+    )
+    temporary = made[commit][1]
+    written = {path for name, path, _ in made if name in ("write", "open", "mkdir") and path.startswith(temporary)}
+    for path in written:
+        touched = max(i for i, (name, at, _) in enumerate(made[:commit]) if at == path and name != "fsync")
+        assert any(name == "fsync" and at == path for name, at, _ in made[touched + 1 : commit]), (
+            f"{path} is renamed into place before it is flushed"
+        )
+    manifest = f"{temporary}/MANIFEST.json"
+    others = [i for i, (name, at, _) in enumerate(made) if name == "fsync" and at in written - {manifest, temporary}]
+    assert manifest in written
+    files = [i for i in others if not any(path.startswith(f"{made[i][1]}/") for path in written)]
+    assert max(files) < next(i for i, (name, at, _) in enumerate(made) if name == "open" and at == manifest)
+    parent = str(work.directory.checkpoints)
+    after = [i for i, (name, at, _) in enumerate(made) if name == "fsync" and at == parent and i > commit]
+    removal = next(i for i, (name, at, _) in enumerate(made) if name == "rename" and at.endswith("/step-000001"))
+    assert after and after[0] < removal, "the old snapshot goes before the new one is sure to stay"
+    assert "unlink" in names[removal:]
+
+
+def test_f88_a_real_file_system_that_refuses_is_an_error_of_ours(work: Work) -> None:
+    """A limit on the size of files, which the system enforces beneath Python: safetensors' own writer meets it."""
+    import resource
+
+    work.reset()
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+            try:
+                work.save(2)
+            except CheckpointError as error:
+                code = 7 if error.code == "save-failed" and "arge" in error.what else 2
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    assert work.check() == 1
+    work.save(2)  # the healthy twin
+    assert work.check() == 2
+
+
+def test_weights_and_optimizer_of_a_snapshot_are_those_that_were_saved(work: Work) -> None:
+    work.reset()
+    work.save(2)
+    found, _ = newest_verified(work.directory.checkpoints, lambda state: None)
+    assert found is not None
+    fresh = ws.load(work.directory.step_checkpoint(1))
+    load_weights(fresh.model, found.path)
+    held = work.pipe.model.state_dict()
+    assert all(torch.equal(tensor, held[name]) for name, tensor in fresh.model.state_dict().items())
+    saved, state = found.state.optimizer["state"], work.optimizer.state_dict()["state"]
+    assert saved.keys() == state.keys()
+    assert all(torch.equal(saved[i][name], state[i][name]) for i in state for name in state[i])
+    assert found.state.optimizer["param_groups"] == work.optimizer.state_dict()["param_groups"]
