@@ -1,0 +1,41 @@
+"""Exported = torch: a graph of each task answers as the model it was made from, whatever the batches are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from cases import CASES, Case, Loaded
+from test_predicting import close, dicts, inputs_of
+
+import warmstart as ws
+from warmstart.checkpoints import verify_export
+from warmstart.tasks import TASKS
+
+# The first case of each task, and those that taught something: padding further from a text than a window reaches,
+# a decoder, windows.
+_TAUGHT = ("embedding-triplets", "text-gpt2-no-pad-token", "answer-windows")
+_FIRST = {case.task: case for case in reversed(CASES)}
+EXPORTED = [case for case in CASES if case in _FIRST.values() or case.name in _TAUGHT]
+
+
+@pytest.fixture(params=EXPORTED, ids=lambda case: case.name)
+def case(request: pytest.FixtureRequest, load: Callable[[Case], Loaded]) -> Loaded:
+    return load(request.param)
+
+
+def test_exported_is_torch(case: Loaded, tmp_path: Path) -> None:
+    rows = inputs_of(case)
+    result = ws.export(case.pipe, tmp_path / "out", data=rows, tolerance=ws.Tolerance(rows=len(rows)))
+    assert result.parity.agreement == 1 and result.parity.difference < 1e-5
+    exported = ws.load(tmp_path / "out")
+    assert verify_export(tmp_path / "out").record.task == case.pipe.task.name
+    expected = dicts(case.pipe(rows))
+    for budget in (1, 64, 10**6):
+        assert close(dicts(exported(rows, max_tokens=budget)), expected)
+
+
+def test_every_task_is_exported_by_some_case() -> None:
+    assert {case.task for case in EXPORTED} == set(TASKS)
+    assert {case.name for case in EXPORTED} >= set(_TAUGHT)
