@@ -23,9 +23,7 @@ if TYPE_CHECKING:
 @click.option("-d", "--data", help="Labelled rows: a file, or - for stdin.")
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The run directory.")
 @click.option("--validation", help="A file of rows, or a share of the data to hold out, e.g. 0.1.")
-@click.option(
-    "--config", "config_path", type=click.Path(path_type=Path), help="A recipe: TOML, as each run has."
-)
+@click.option("--config", "config_path", type=click.Path(path_type=Path), help="A recipe: TOML, as each run has.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="A training setting, e.g. epochs=2.")
 @click.option("--device", help="auto, cpu, cuda, cuda:N or mps; short for --set device=….")
 @click.option("--force", is_flag=True, help="Resume although the run was begun with something else.")

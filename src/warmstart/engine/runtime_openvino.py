@@ -10,6 +10,7 @@ import hashlib
 import logging
 import os
 import uuid
+import zlib
 from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
@@ -34,7 +35,8 @@ from warmstart.features import Array, Batch
 log = logging.getLogger("warmstart")
 
 _KEPT = 8  # compiled graphs in the cache
-_DIGEST_BYTES = 32  # a cached file begins with the SHA-256 of what follows
+# A cached file ends with the CRC-32 of what stands before it: this is about torn writes, not about attackers.
+_CHECK_BYTES = 4
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class OpenVinoRuntime:
     compiled: Any
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    memory: Any = field(default=None, repr=False, compare=False)  # the mapped file that `compiled` may read from
     device: str = "cpu"
     max_tokens: int = GRAPH_TOKENS
     _requests: deque[Any] = field(default_factory=deque, init=False, repr=False, compare=False)
@@ -85,7 +88,7 @@ def open_graph(
     settings = {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": threads(), "NUM_STREAMS": 1}
     kept = None if cache is None else cache / "openvino" / f"{_key(core, settings, digest)}.blob"
     try:
-        compiled = None if kept is None else _read(core, kept, settings)
+        compiled, memory = (None, None) if kept is None else _read(core, kept, settings)
         if compiled is None:
             compiled = core.compile_model(str(graph), "CPU", settings)
             if kept is not None:
@@ -95,7 +98,7 @@ def open_graph(
     except RuntimeError as error:
         raise unreadable(graph, "OpenVINO", error) from error
     check_names(graph, inputs=inputs, outputs=outputs, found_inputs=found_inputs, found_outputs=found_outputs)
-    return OpenVinoRuntime(compiled, inputs, tuple(name for name, _ in outputs))
+    return OpenVinoRuntime(compiled, inputs, tuple(name for name, _ in outputs), memory)
 
 
 def _axes(port: Any) -> list[int | None]:
@@ -115,22 +118,27 @@ def _key(core: Any, settings: Mapping[str, Any], digest: str) -> str:
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:40]
 
 
-def _read(core: Any, kept: Path, settings: Mapping[str, Any]) -> Any | None:
-    """What was compiled before; None where there is nothing, or nothing usable."""
+def _read(core: Any, kept: Path, settings: Mapping[str, Any]) -> tuple[Any, Any]:
+    """What was compiled before, and the memory it lies in; None and None where there is nothing usable."""
     try:
         # Mapped, not read: what OpenVINO does not touch costs nothing.
-        content = np.memmap(kept, dtype=np.uint8, mode="r")
-        if hashlib.sha256(content[_DIGEST_BYTES:].data).digest() != content[:_DIGEST_BYTES].tobytes():
+        content = np.memmap(kept, dtype=np.uint8, mode="c")  # OpenVINO takes no memory that it may not write to
+        graph = content[:-_CHECK_BYTES]
+        if _check(graph.data) != content[-_CHECK_BYTES:].tobytes():
             raise ValueError("its content has changed")
-        compiled = core.import_model(openvino.Tensor(content[_DIGEST_BYTES:]), "CPU", dict(settings))
+        compiled = core.import_model(openvino.Tensor(graph, shared_memory=True), "CPU", dict(settings))
         with suppress(OSError):
             os.utime(kept)  # what was not used for longest goes first
-        return compiled
+        return compiled, graph
     except FileNotFoundError:
-        return None
+        return None, None
     except (OSError, ValueError, RuntimeError) as error:
         log.info("the compiled graph in the cache is not used: %s", error)
-        return None
+        return None, None
+
+
+def _check(content: bytes | memoryview) -> bytes:
+    return zlib.crc32(content).to_bytes(_CHECK_BYTES, "little")
 
 
 def _keep(compiled: Any, kept: Path) -> None:
@@ -139,7 +147,7 @@ def _keep(compiled: Any, kept: Path) -> None:
     try:
         content = compiled.export_model().getvalue()
         kept.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(hashlib.sha256(content).digest() + content)
+        temporary.write_bytes(content + _check(content))
         temporary.replace(kept)
         others = sorted(kept.parent.glob("*.blob"), key=lambda path: path.stat().st_mtime, reverse=True)
         for path in others[_KEPT:]:
