@@ -134,11 +134,12 @@ def kill_and_resume(
         else [f"the resumed run failed: {_last_lines(second.log)}"]
     )
     starts = Attempts(output / ATTEMPTS).starts()
+    resumed_at = starts[-1]["began_at"] if starts else 0
     return Kill(
         second=first.seconds,
         step=killed_at,
         phase=first.within[-1] if first.within else "step" if killed_at else "start",
-        resumed_at=starts[-1]["began_at"] if starts else 0,
+        resumed_at=killed_at if finished else resumed_at,
         problems=tuple(problems),
     )
 
