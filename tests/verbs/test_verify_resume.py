@@ -113,10 +113,10 @@ def test_the_command_proves_a_recipe(
     attempter: Attempter, recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("warmstart.verbs.verify_resume.opened", lambda: nullcontext(attempter))
-    assert run(["verify-resume", "--config", str(recipe), "--kills", "2", "--seed", "3"]) == 0
+    assert run(["verify-resume", "--config", str(recipe), "--kills", "1", "--seed", "3"]) == 0
     told = capsys.readouterr()
-    assert told.out == "identical: 2/2\n" and "snapshots every 2 steps" in told.err
-    assert told.err.count("resumed after step") == 2
+    assert told.out == "identical: 1/1\n" and "snapshots every 2 steps" in told.err
+    assert told.err.count("resumed after step") == 1
 
 
 def test_the_command_fails_where_a_run_is_not_identical(
