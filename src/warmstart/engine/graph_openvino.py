@@ -19,6 +19,7 @@ from openvino.tools.ovc import convert_model
 
 from warmstart.engine.graph import Traced, quiet
 from warmstart.engine.graph_ranges import Ranges
+from warmstart.engine.runtime_openvino import shared_core
 from warmstart.features import Array
 
 _SMOOTH = 0.8  # SmoothQuant's alpha; 0.5 to 0.95 were measured (docs/log.md)
@@ -76,9 +77,8 @@ def hardest_products(graph: OpenVinoGraph, batches: Iterable[Mapping[str, Array]
     sources = {_source(node): node.input_value(0) for node in products}
     before = len(model.outputs)
     model.add_outputs(list(sources.values()))
-    compiled = openvino.Core().compile_model(
-        model, "CPU", {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
-    )
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
+    compiled = shared_core().compile_model(model, "CPU", settings)
     ranges = Ranges(len(sources))
     for batch in batches:
         results = compiled(dict(batch))

@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,7 @@ def open_graph(
 
     Raises CheckpointError `graph-unusable`, `export-record-mismatch`.
     """
-    core = openvino.Core()
+    core = shared_core()
     # Without a hint a processor that has bfloat16 computes in it, and fp32 would not mean fp32.
     rounds = precision == "int8" and "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     hint = "bf16" if rounds else "f32"
@@ -99,6 +100,17 @@ def open_graph(
         raise unreadable(graph, "OpenVINO", error) from error
     check_names(graph, inputs=inputs, outputs=outputs, found_inputs=found_inputs, found_outputs=found_outputs)
     return OpenVinoRuntime(compiled, inputs, tuple(name for name, _ in outputs), memory)
+
+
+@cache
+def shared_core() -> Any:
+    """The one `openvino.Core` of this process, which is never let go.
+
+    Each core gives the thread that makes it an own stack for signal handlers and frees it when it goes. Where two are alive
+    and the older goes first, the younger puts the freed one back, and the next signal (Ctrl-C, a child that ends) kills the
+    process.
+    """
+    return openvino.Core()
 
 
 def _axes(port: Any) -> list[int | None]:
