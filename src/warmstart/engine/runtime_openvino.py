@@ -106,9 +106,9 @@ def open_graph(
 def shared_core() -> Any:
     """The one `openvino.Core` of this process, which is never let go.
 
-    Each core gives the thread that makes it an own stack for signal handlers and frees it when it goes. Where two are alive
-    and the older goes first, the younger puts the freed one back, and the next signal (Ctrl-C, a child that ends) kills the
-    process.
+    Each core gives the thread that makes it a stack for signal handlers, and frees it when it goes. Where two are alive
+    and the older goes first, the younger puts the freed one back, and the next signal (Ctrl-C, a child that ends) kills
+    the process.
     """
     return openvino.Core()
 
