@@ -88,13 +88,13 @@ def with_masks(text: str, mask: str, seed: int) -> str:
 @pytest.mark.real_data
 @pytest.mark.parametrize("family", MASKS)
 def test_real_texts_are_filled_as_transformers_fills_them(tiny: Callable[..., Path], family: str) -> None:
-    """Four families, 60 texts each."""
+    """Four families, 200 texts each."""
     if not DATA.exists():
         pytest.skip("../shared/data is absent")
     texts = []
     for name in ("reviews", "intents"):
         with (DATA / name / "train.jsonl").open(encoding="utf-8") as lines:
-            texts += [json.loads(line)["text"] for line in itertools.islice(lines, 30)]
+            texts += [json.loads(line)["text"] for line in itertools.islice(lines, 100)]
     agree(tiny(family, "masks"), [with_masks(text, MASKS[family], i) for i, text in enumerate(texts)])
 
 
