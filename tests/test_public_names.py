@@ -15,6 +15,7 @@ import warmstart as ws
 
 CLASSES = {
     "CheckpointError",
+    "Checkpointer",
     "DataError",
     "Evaluation",
     "Export",

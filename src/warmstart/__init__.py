@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from warmstart.serving.limits import Limits
     from warmstart.serving.server import serve
     from warmstart.training.batches import batches
+    from warmstart.training.checkpointer import Checkpointer
     from warmstart.training.config import TrainConfig
     from warmstart.verbs.choose import load_for
     from warmstart.verbs.evaluate import Evaluation, evaluate
@@ -34,6 +35,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "CheckpointError": "warmstart.errors",
+    "Checkpointer": "warmstart.training.checkpointer",
     "DataError": "warmstart.errors",
     "Evaluation": "warmstart.verbs.evaluate",
     "Export": "warmstart.verbs.export_graph",
@@ -59,6 +61,7 @@ _HOME = {
 
 __all__ = [
     "CheckpointError",
+    "Checkpointer",
     "DataError",
     "Evaluation",
     "Export",

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
@@ -24,6 +24,18 @@ trees = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.tuples(inner, inner) | st.dictionaries(keys, inner, max_size=3),
     max_leaves=12,
 )
+
+
+def test_names_that_meet_in_one_path_stay_apart() -> None:
+    tree = {"a": {"b": torch.tensor(1.0)}, "a.b": torch.tensor(2.0), 1: torch.tensor(3), "1": torch.tensor(4)}
+    values, tensors = pack(tree)
+    assert len(tensors) == 4 and _same(unpack(json.loads(json.dumps(values)), tensors), tree)
+
+
+@pytest.mark.parametrize("odd", [{(1, 2): 3}, {"a": torch.eye(2).to_sparse()}, [torch.eye(2, dtype=torch.complex128)]])
+def test_what_no_file_holds_is_refused_and_not_changed(odd: Any) -> None:
+    with pytest.raises(TypeError):
+        pack(odd)
 
 
 def _same(one: Any, other: Any) -> bool:
@@ -42,6 +54,7 @@ def _bits(tensor: torch.Tensor) -> bytes:
     return bytes(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow])  # on a busy machine
 @given(trees)
 def test_every_tree_comes_back_through_json(tree: Any) -> None:
     values, tensors = pack(tree)

@@ -20,7 +20,8 @@ from support.runs import FAST, reviews, weights_sha256
 from warmstart.cli.main import run as command_line
 from warmstart.provenance import folder_digest
 from warmstart.training.attempts import Attempts
-from warmstart.training.snapshots import read_snapshot, snapshots
+from warmstart.training.snapshot_folder import snapshots
+from warmstart.training.snapshots import read_snapshot
 from warmstart.verbs.fitting import Progress
 
 ROWS = reviews(60)

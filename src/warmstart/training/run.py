@@ -29,7 +29,7 @@ from warmstart.training.attempts import NAME as ATTEMPTS
 from warmstart.training.attempts import Attempts, How
 from warmstart.training.lock import LOCK, OWNER
 from warmstart.training.loop import Step
-from warmstart.training.snapshots import snapshots
+from warmstart.training.snapshot_folder import prune, snapshot_path
 
 CONFIG, PROVENANCE = "config.toml", "provenance.json"
 _BEFORE_THE_START = frozenset({CONFIG, "checkpoints", LOCK, OWNER})
@@ -104,7 +104,7 @@ class RunDirectory:
         return self.path / "predictions.parquet"
 
     def step_checkpoint(self, step: int) -> Path:
-        return self.checkpoints / f"step-{step:06d}"
+        return snapshot_path(self.checkpoints, step)
 
     def best_checkpoint(self, step: int) -> Path:
         """Where the best weights stand that were evaluated after `step`: `best` once the run is finished."""
@@ -118,9 +118,7 @@ class RunDirectory:
     def prune(self, keep: int) -> None:
         """Remove all but the newest `keep` snapshots; 0 removes all."""
         with self._reported():
-            made = snapshots(self.checkpoints)
-            for old in made[: len(made) - keep] if keep < len(made) else []:
-                remove_folder(old)
+            prune(self.checkpoints, keep)
 
     def prune_best(self, needed: Collection[int]) -> None:
         """Remove the best weights of earlier evaluations, but those after the steps `needed`."""

@@ -13,8 +13,6 @@ No generator is saved: order, masks and dropout are functions of (seed, epoch or
 from __future__ import annotations
 
 import json
-import logging
-import re
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -23,15 +21,12 @@ from pathlib import Path
 from typing import Any
 
 from warmstart.checkpoints.commit import commit_folder
-from warmstart.checkpoints.manifest import NAME as MANIFEST
-from warmstart.checkpoints.manifest import check_manifest
 from warmstart.checkpoints.save import write_model
 from warmstart.errors import CheckpointError
 from warmstart.training.loop import Step
 from warmstart.training.selection import Selection
+from warmstart.training.snapshot_folder import check_committed, newest, snapshots
 from warmstart.training.state_files import pack, read_tensors, read_values, unpack, write_tensors
-
-log = logging.getLogger("warmstart")
 
 STATE = "training_state/state.json"
 OPTIMIZER = "training_state/optimizer.safetensors"
@@ -88,14 +83,7 @@ def read_snapshot(path: Path) -> Snapshot:
 
     Raises CheckpointError: "state-unreadable", "snapshot-uncommitted", and those of `manifest.check_manifest`.
     """
-    if not (path / MANIFEST).is_file():
-        raise CheckpointError(
-            "snapshot-uncommitted",
-            "the snapshot has no manifest, so it was never whole",
-            where=str(path),
-            fix="remove it; the run then goes on from an earlier one, or from its start",
-        )
-    check_manifest(path)
+    check_committed(path)
     document = read_values(path / STATE)
     try:
         if document["format"] != FORMAT:
@@ -123,28 +111,15 @@ def read_snapshot(path: Path) -> Snapshot:
 def newest_verified(folder: Path, check: Callable[[State], None]) -> tuple[Snapshot | None, list[dict[str, str]]]:
     """The newest snapshot in `folder` (`checkpoints/`) that verifies, and what was set aside to come to it.
 
-    `check` may refuse a state by a CheckpointError, for what it needs beside itself. What does not verify is renamed to
-    `step-….rejected`, with the reason as the file REASON.txt in it, and said.
+    `check` may refuse a state by a CheckpointError, for what it needs beside itself.
     """
-    rejected = []
-    for path in reversed(snapshots(folder)):
-        try:
-            snapshot = read_snapshot(path)
-            check(snapshot.state)
-        except (CheckpointError, OSError) as error:
-            reason = error.what if isinstance(error, CheckpointError) else str(error)
-            rejected.append({"name": path.name, "reason": reason})
-            aside = set_aside(path, str(error))
-            log.warning("%s is damaged and was set aside as %s: %s", path.name, aside.name, reason)
-        else:
-            return snapshot, rejected
-    return None, rejected
 
+    def read(path: Path) -> Snapshot:
+        snapshot = read_snapshot(path)
+        check(snapshot.state)
+        return snapshot
 
-def snapshots(folder: Path) -> list[Path]:
-    """The snapshots in `folder`, oldest first, by the number of their step."""
-    found = [path for path in folder.iterdir() if re.fullmatch(r"step-\d+", path.name)]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+    return newest(folder, read)
 
 
 def best_steps(folder: Path) -> set[int]:
@@ -154,13 +129,3 @@ def best_steps(folder: Path) -> set[int]:
         with suppress(CheckpointError, KeyError, TypeError):  # a damaged one is not gone on from
             steps.add(int(read_values(path / STATE)["selection"]["best_step"]))
     return steps
-
-
-def set_aside(path: Path, reason: str) -> Path:
-    """Rename a folder that is not to be used, and write into it why. Returns its new path."""
-    names = (path.with_name(f"{path.name}.rejected{f'-{n}' if n > 1 else ''}") for n in range(1, 10_000))
-    aside = next(name for name in names if not name.exists())
-    path.rename(aside)
-    if aside.is_dir():
-        (aside / "REASON.txt").write_text(reason + "\n", encoding="utf-8")
-    return aside

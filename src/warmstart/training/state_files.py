@@ -22,14 +22,15 @@ from warmstart.errors import CheckpointError
 # The types of a safetensors header (https://huggingface.co/docs/safetensors, "Format").
 _DTYPES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
-    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
+    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.bool: "BOOL",
+    torch.uint64: "U64", torch.uint32: "U32", torch.uint16: "U16", torch.uint8: "U8", torch.complex64: "C64",
 }  # fmt: skip
 
 
 def pack(tree: Any) -> tuple[Any, dict[str, torch.Tensor]]:
     """JSON-able values for `tree`, and its tensors by the names that stand there for them.
 
-    Raises TypeError for a value that is none of None, bool, int, float, str, list, tuple, dict and tensor.
+    Raises TypeError for a value that is none of None, bool, int, float, str, list, tuple, dict and dense tensor.
 
     >>> pack({0: {"step": torch.tensor(2.0)}, "betas": (0.9, 0.999)})
     ({'$items': [[0, {'step': {'$tensor': '0.step'}}], ['betas', {'$tuple': [0.9, 0.999]}]]}, {'0.step': tensor(2.)})
@@ -38,8 +39,15 @@ def pack(tree: Any) -> tuple[Any, dict[str, torch.Tensor]]:
 
     def walk(value: Any, path: str) -> Any:
         if isinstance(value, torch.Tensor):
-            tensors[path] = value
-            return {"$tensor": path}
+            if value.dtype not in _DTYPES or value.layout is not torch.strided:
+                raise TypeError(
+                    f"{path or 'the state'} is a tensor of {value.dtype}, {value.layout}, which no file holds"
+                )
+            name = path
+            while name in tensors:  # {"a": {"b": …}} and {"a.b": …} have one path
+                name += "'"
+            tensors[name] = value
+            return {"$tensor": name}
         if value is None or isinstance(value, bool | int | str):
             return value
         if isinstance(value, float):
@@ -48,6 +56,8 @@ def pack(tree: Any) -> tuple[Any, dict[str, torch.Tensor]]:
             items = [walk(item, f"{path}.{i}" if path else str(i)) for i, item in enumerate(value)]
             return {"$tuple": items} if isinstance(value, tuple) else items
         if isinstance(value, Mapping):
+            if odd := [key for key in value if not isinstance(key, str | int | float)]:
+                raise TypeError(f"{path or 'the state'} has a key of type {type(odd[0]).__name__}")
             entries = {key: walk(item, f"{path}.{key}" if path else str(key)) for key, item in value.items()}
             plain = all(isinstance(key, str) and not key.startswith("$") for key in entries)
             return entries if plain else {"$items": [[key, item] for key, item in entries.items()]}

@@ -1,0 +1,79 @@
+"""A folder of snapshots `step-…`: which there are, which is the newest that verifies, and what becomes of the others.
+
+What a snapshot holds is its reader's business: `snapshots.py` for `ws.train`, `checkpointer.py` for a person's loop.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from warmstart.checkpoints.commit import remove_folder
+from warmstart.checkpoints.manifest import NAME as MANIFEST
+from warmstart.checkpoints.manifest import check_manifest
+from warmstart.errors import CheckpointError
+
+log = logging.getLogger("warmstart")
+
+T = TypeVar("T")
+
+
+def snapshot_path(folder: Path, steps: int) -> Path:
+    """Where the snapshot stands that was made after so many steps."""
+    return folder / f"step-{steps:06d}"
+
+
+def snapshots(folder: Path) -> list[Path]:
+    """The snapshots in `folder`, oldest first, by the number of their step."""
+    found = [path for path in folder.iterdir() if re.fullmatch(r"step-\d+", path.name)]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+
+
+def check_committed(path: Path) -> None:
+    """Compare a snapshot with its manifest. Raises CheckpointError "snapshot-uncommitted" for one without."""
+    if not (path / MANIFEST).is_file():
+        raise CheckpointError(
+            "snapshot-uncommitted",
+            "the snapshot has no manifest, so it was never whole",
+            where=str(path),
+            fix="remove it; the run then goes on from an earlier one, or from its start",
+        )
+    check_manifest(path)
+
+
+def newest(folder: Path, read: Callable[[Path], T]) -> tuple[T | None, list[dict[str, str]]]:
+    """What `read` gives for the newest snapshot it does not refuse, and what was set aside to come to it.
+
+    What it refuses, by CheckpointError or OSError, is renamed to `step-….rejected`, with the reason as the file
+    REASON.txt in it, and said.
+    """
+    rejected: list[dict[str, str]] = []
+    for path in reversed(snapshots(folder)):
+        try:
+            return read(path), rejected
+        except (CheckpointError, OSError) as error:
+            reason = error.what if isinstance(error, CheckpointError) else str(error)
+            rejected.append({"name": path.name, "reason": reason})
+            aside = set_aside(path, str(error))
+            log.warning("%s is damaged and was set aside as %s: %s", path.name, aside.name, reason)
+    return None, rejected
+
+
+def set_aside(path: Path, reason: str) -> Path:
+    """Rename a folder that is not to be used, and write into it why. Returns its new path."""
+    names = (path.with_name(f"{path.name}.rejected{f'-{n}' if n > 1 else ''}") for n in range(1, 10_000))
+    aside = next(name for name in names if not name.exists())
+    path.rename(aside)
+    if aside.is_dir():
+        (aside / "REASON.txt").write_text(reason + "\n", encoding="utf-8")
+    return aside
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Remove all but the newest `keep` snapshots; 0 removes all."""
+    made = snapshots(folder)
+    for old in made[: len(made) - keep] if keep < len(made) else []:
+        remove_folder(old)
