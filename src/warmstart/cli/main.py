@@ -26,6 +26,7 @@ COMMANDS: Mapping[str, str] = {
     "bench": "Measure a checkpoint on your rows, beside what you would use without us.",
     "search": "Find the texts nearest to a query among embeddings.",
     "verify-resume": "Kill and resume a recipe's run, and prove that nothing is lost.",
+    "replay": "Compute a step again that was not finite, and name its rows and parameters.",
     "reproduce": "Run a run again, and say whether it came out the same.",
     "inspect": "Show what a checkpoint is, without building it.",
     "get": "Fetch a checkpoint into the cache.",

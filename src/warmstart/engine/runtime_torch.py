@@ -68,7 +68,7 @@ class TorchRuntime:
                 outputs = self.task.infer(self.model, to_tensors(batch, self.device))
                 return {name: _to_array(output) for name, output in outputs.items()}
         except RuntimeError as error:
-            if _is_out_of_memory(error):
+            if is_out_of_memory(error):
                 raise MemoryError(str(error)) from error
             raise
 
@@ -82,10 +82,12 @@ def to_tensors(batch: Batch, device: str) -> Batch:
     )
 
 
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    # Only CUDA has a class for it.
+def is_out_of_memory(error: Exception) -> bool:
+    """Does an error mean that the device has not enough memory. Only CUDA has a class for it."""
     messages = ("can't allocate memory", "out of memory")
-    return isinstance(error, torch.OutOfMemoryError) or any(message in str(error) for message in messages)
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(message in str(error) for message in messages)
 
 
 def _to_array(output: torch.Tensor) -> Array:

@@ -13,7 +13,7 @@ import math
 import torch
 
 from warmstart.batching import collate
-from warmstart.engine.runtime_torch import to_tensors
+from warmstart.engine.runtime_torch import is_out_of_memory, to_tensors
 from warmstart.errors import TrainingError
 from warmstart.features import Batch, Feature
 from warmstart.tasks import Task
@@ -32,7 +32,7 @@ def check_additive(
     """Compare the gradients, without dropout and in float32, on two rows of the first batches.
 
     Returns the difference's norm, relative to the gradient's; None where nothing could be compared (one row, rows that
-    learn from each other, a gradient of zero). Neither weights nor generators are changed. Raises TrainingError
+    learn from each other, a gradient of zero, two rows that memory does not hold). Neither weights nor generators are changed. Raises TrainingError
     "gradient-not-additive" if the run accumulates; warns if it does not.
     """
     rows = [row for batch in batches.plan[:2] for row in batch][:2]
@@ -45,6 +45,11 @@ def check_additive(
         try:
             together = _gradient(model, task, [[*pair[0], *pair[1]]], device)
             apart = _gradient(model, task, pair, device)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            model.zero_grad(set_to_none=True)
+            return None  # the loop tells of it, or cuts
         finally:
             for module in training:
                 module.training = True

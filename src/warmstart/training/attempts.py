@@ -71,6 +71,10 @@ class Attempts:
         line = {"attempt": number, "ended": how, "step": step}
         self._append(line | {key: value for key, value in more.items() if value is not None})
 
+    def cut(self, number: int, from_step: int, parts: int) -> None:
+        """Note that memory ran out, and that micro-batches are cut from that step on."""
+        self._append({"attempt": number, "out_of_memory_in_step": from_step, "parts": parts})
+
     def _append(self, line: Mapping[str, Any]) -> None:
         with self.path.open("a+b") as file:
             size = file.seek(0, os.SEEK_END)

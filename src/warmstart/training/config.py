@@ -55,7 +55,9 @@ class TrainConfig(BaseModel):
         default=None, gt=0, description="optimizer steps between snapshots; None: by time, at 2 % of it at most"
     )
     keep: int = Field(default=2, gt=0, description="how many snapshots a finished run keeps, if save_every is given")
-    precision: Literal["fp32", "bf16"] = Field(default="fp32", description="bf16: autocast, weights stay float32")
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        default="fp32", description="bf16, fp16: autocast, weights stay float32; fp16 scales the loss"
+    )
     device: str = Field(default="auto", description="auto, cpu, cuda, cuda:N or mps")
     workers: int = Field(default=0, ge=0, description="processes that collate batches ahead of the loop")
 

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from itertools import accumulate, islice
 
 import torch
 
-from warmstart.engine.runtime_torch import to_tensors
+from warmstart.engine.runtime_torch import is_out_of_memory
 from warmstart.errors import TrainingError
 from warmstart.features import Batch
 from warmstart.randomness import derive
@@ -24,6 +23,10 @@ from warmstart.tasks import Task
 from warmstart.training.batches import Batches
 from warmstart.training.config import TrainConfig
 from warmstart.training.fetching import fetch
+from warmstart.training.gradients import Sums, add_gradients
+from warmstart.training.memory import Cuts, exhausted, release
+from warmstart.training.nonfinite import BadStep
+from warmstart.training.numerics import numerics
 
 # Fractions of epochs are floats: 1.1 epochs of 10 steps are 11 steps, although 1.1 - 1 is a little more than a tenth.
 _ROUNDING = 1e-6
@@ -41,6 +44,21 @@ class Step:
     tokens: int
     rows: int
     seconds: float
+    parts: int = 1  # into which each micro-batch was cut, because memory did not hold it
+
+
+@dataclass
+class Guards:
+    """What a run does about steps that cannot be made as they are.
+
+    `cuts`: how finely micro-batches are cut since memory ran out. `scaler`: scales the loss under fp16, less from the
+    step on whose gradient overflows; no step is left out. `keep`: keeps a step that is not finite, and gives the error
+    that ends the run.
+    """
+
+    cuts: Cuts = field(default_factory=Cuts)
+    scaler: torch.amp.GradScaler | None = None
+    keep: Callable[[BadStep], TrainingError] = BadStep.error
 
 
 @dataclass(frozen=True)
@@ -79,15 +97,17 @@ def fit(
     schedule: Schedule,
     after_step: Callable[[Step], bool],
     start: int = 0,
+    guards: Guards | None = None,
 ) -> None:
     """Train `model` in place. `after_step` sees every step, may evaluate and save, and ends the run by True.
 
     `start`: the steps that `model`, `optimizer` and `scheduler` have behind them; the batches of these are not made.
 
-    Raises TrainingError "loss-not-finite" before the optimizer could spread a non-finite gradient.
+    Raises TrainingError "loss-not-finite" before the optimizer could spread a non-finite gradient, "memory-exhausted".
     """
+    guards = guards or Guards()
     done = first = 0  # `first`: the steps before this epoch
-    with _numerics(device):
+    with numerics(device):
         for epoch, steps in enumerate(schedule.per_epoch):
             last = min(first + steps, schedule.total)
             done = max(done, min(start, last))
@@ -99,19 +119,11 @@ def fit(
                 started = time.monotonic()
                 micro_batches = list(islice(loader, config.accumulate))
                 model.train()
-                # Dropout is a function of (seed, step): a resumed run needs no generator state.
-                torch.manual_seed(derive(config.seed, "dropout", done))
-                loss, weight = 0.0, 0.0
-                for batch in micro_batches:
-                    loss_sum, weight_sum = _backward(model, task, to_tensors(batch, device), config.precision)
-                    loss, weight = loss + loss_sum, weight + weight_sum
-                if not math.isfinite(loss):
-                    raise not_finite("loss", done + 1, loss)
-                norm = _finish_gradients(model, weight, config.clip)
-                if not math.isfinite(norm):
-                    raise not_finite("gradient norm", done + 1, norm)
+                loss, norm = _gradient(
+                    model, task, micro_batches, config, optimizer, guards, step=done + 1, device=device
+                )
                 rate = scheduler.get_last_lr()[0]
-                optimizer.step()
+                _update(optimizer, guards.scaler, done + 1)
                 scheduler.step()
                 optimizer.zero_grad(set_to_none=True)
                 done += 1
@@ -119,7 +131,8 @@ def fit(
                 rows = sum(len({feature.row for feature in batch.features}) for batch in micro_batches)
                 tokens = sum(batch.tokens for batch in micro_batches)
                 seconds = time.monotonic() - started
-                if after_step(Step(done, at, loss / weight, rate, norm, tokens, rows, seconds)):
+                parts = guards.cuts.parts_at(done)
+                if after_step(Step(done, at, loss, rate, norm, tokens, rows, seconds, parts)):
                     return
             first = last
 
@@ -137,46 +150,79 @@ def check_finite(model: torch.nn.Module, step: int) -> None:
             )
 
 
-def _backward(model: torch.nn.Module, task: Task, batch: Batch, precision: str) -> tuple[float, float]:
-    """Add this micro-batch's gradient of the weighted sum of losses; returns that sum and the sum of weights."""
-    device = next(iter(batch.inputs.values())).device.type
-    with torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bf16"):
-        outputs = task.forward(model, batch)
-        losses, weights = task.loss(outputs, batch)
-    total = (losses.float() * weights).sum()
-    total.backward()
-    return total.item(), weights.sum().item()
+def _gradient(
+    model: torch.nn.Module,
+    task: Task,
+    micro_batches: Sequence[Batch],
+    config: TrainConfig,
+    optimizer: torch.optim.Optimizer,
+    guards: Guards,
+    *,
+    step: int,
+    device: str,
+) -> tuple[float, float]:
+    """Leave a step's mean gradient, clipped, on the parameters; returns the mean loss and the gradient's norm.
+
+    It is computed again, cut finer or scaled less, until memory and fp16 hold it.
+    """
+    # Dropout is a function of (seed, step): a resumed run needs no generator state.
+    seed, scaler = derive(config.seed, "dropout", step - 1), guards.scaler
+    while True:
+        pieces = guards.cuts.apply(micro_batches, step, task.pads)
+        scale = 1.0 if scaler is None else scaler.get_scale()
+        sums: Sums | None = None
+        try:
+            sums = add_gradients(model, task, pieces, seed=seed, device=device, precision=config.precision, scale=scale)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+        if sums is None:  # not within the handler, whose traceback holds on to what fills the memory
+            optimizer.zero_grad(set_to_none=True)
+            release(device)
+            guards.cuts.halve(step, pieces, task)
+            continue
+        loss, norm = sums.loss / sums.weight, math.nan
+        if math.isfinite(loss):
+            if scaler is not None:
+                scaler.unscale_(optimizer)
+            norm = finish_gradients(model, sums.weight, config.clip)
+            if math.isfinite(norm):
+                return loss, norm
+            if scaler is not None and scale > 1:
+                scaler.step(optimizer)  # makes no step, and `update` lowers the scale
+                scaler.update()
+                optimizer.zero_grad(set_to_none=True)
+                continue
+        overflown = math.isfinite(loss)
+        raise guards.keep(
+            BadStep(step, loss, norm if overflown else None, tuple(pieces), seed, device, config.precision, scale)
+        )
 
 
-def _finish_gradients(model: torch.nn.Module, weight: float, clip: float | None) -> float:
+def _update(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler | None, step: int) -> None:
+    try:
+        if scaler is None:
+            optimizer.step()
+        else:
+            scaler.step(optimizer)
+            scaler.update()
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise exhausted(  # some weights may have moved, so nothing is tried again
+            step,
+            f"the state of {type(optimizer).__name__} does not fit",
+            "give an optimizer with less state (ws.train(optimizer=…)), or train a smaller model",
+        ) from None
+
+
+def finish_gradients(model: torch.nn.Module, weight: float, clip: float | None) -> float:
     """Turn summed gradients into mean ones and clip them, in one pass; returns the mean gradient's norm before it."""
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients).item() / weight
     factor = 1.0 if clip is None or norm <= clip else clip / norm
     torch._foreach_mul_(gradients, factor / weight)
     return norm
-
-
-@contextmanager
-def _numerics(device: str) -> Iterator[None]:
-    """The numeric setting of a run; what the process had before is restored after it.
-
-    AdamW's moments of rows that no batch touches decay into denormals, which a CPU computes some 40 times slower;
-    flushing them to zero changes only values below 1.2e-38.
-    """
-    before = _flushes_denormals()
-    with torch.random.fork_rng([device] if device.startswith("cuda") else []):
-        torch.set_flush_denormal(True)
-        try:
-            yield
-        finally:
-            torch.set_flush_denormal(before)
-
-
-def _flushes_denormals() -> bool:
-    """Torch can set this, and not say it: divide the smallest normal number and see."""
-    smallest = torch.tensor([torch.finfo(torch.float32).tiny])
-    return bool((smallest / 4 == 0).item())
 
 
 def not_finite(what: str, step: int, value: float) -> TrainingError:

@@ -31,6 +31,11 @@ def adamw(model: torch.nn.Module, *, learning_rate: float, weight_decay: float) 
     return torch.optim.AdamW([group for group in groups if group["params"]], lr=learning_rate, fused=fused)
 
 
+def scaler_for(precision: str, device: str) -> torch.amp.GradScaler | None:
+    """What scales the loss under fp16, whose smallest normal number is 6e-5; None for what needs no scaling."""
+    return torch.amp.GradScaler(torch.device(device).type) if precision == "fp16" else None
+
+
 def default_learning_rate(hidden_size: int) -> float:
     """0.04 / width: 1.04e-4 for MiniLM (384), 5.2e-5 for base models (768), 3.9e-5 for large ones (1024)."""
     return 0.04 / hidden_size

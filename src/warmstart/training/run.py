@@ -6,6 +6,7 @@ metrics.jsonl         one line an optimizer step, one an evaluation; each once, 
 attempts.jsonl        every start, the step it began at and how it ended
 predictions.parquet   each validation example with its prediction, loss and correctness
 report.html           all of it on one page
+nonfinite/            a step that was not finite and ended the run, for `warmstart replay`
 checkpoints/          `best`; while the run goes `best-…` and `step-…`, of which the latter are kept where asked for
 model/                the result: a standard Hugging Face folder
 """
@@ -29,6 +30,8 @@ from warmstart.training.attempts import NAME as ATTEMPTS
 from warmstart.training.attempts import Attempts, How
 from warmstart.training.lock import LOCK, OWNER
 from warmstart.training.loop import Step
+from warmstart.training.memory import Cut
+from warmstart.training.nonfinite import FOLDER as NONFINITE
 from warmstart.training.snapshot_folder import prune, snapshot_path
 
 CONFIG, PROVENANCE = "config.toml", "provenance.json"
@@ -81,8 +84,9 @@ class RunDirectory:
         """Remove what killed attempts left half done. Only for who holds the lock."""
         with self._reported():
             self.checkpoints.mkdir(exist_ok=True)
-            for folder in (self.path, self.checkpoints):
-                sweep(folder)
+            for folder in (self.path, self.checkpoints, self.path / NONFINITE):
+                if folder.is_dir():
+                    sweep(folder)
             for path in self.path.iterdir():
                 if _TEMPORARY.fullmatch(path.name):
                     path.unlink()
@@ -110,6 +114,10 @@ class RunDirectory:
         """Where the best weights stand that were evaluated after `step`: `best` once the run is finished."""
         while_it_goes = self.checkpoints / f"best-{step:06d}"
         return while_it_goes if while_it_goes.exists() or not self.best.exists() else self.best
+
+    def bad_step(self, step: int) -> Path:
+        """Where a step is kept that was not finite; see `nonfinite.py`."""
+        return snapshot_path(self.path / NONFINITE, step)
 
     @property
     def best(self) -> Path:
@@ -150,13 +158,30 @@ class RunDirectory:
             if not isinstance(found, dict):
                 raise ValueError("it is no object")
         except (OSError, ValueError, RecursionError) as error:
-            raise UsageError(
-                "run-damaged",
-                f"the record of what a run was made from cannot be read: {error}",
-                where=str(path),
-                fix="put the file back, or choose another -o and train anew",
-            ) from None
+            raise self._damaged(error) from None
         return found
+
+    def _damaged(self, error: Exception) -> UsageError:
+        return UsageError(
+            "run-damaged",
+            f"the record of what a run was made from cannot be read: {error}",
+            where=str(self.path / PROVENANCE),
+            fix="put the file back, or choose another -o and train anew",
+        )
+
+    def read_cuts(self) -> list[Cut]:
+        """From which steps on micro-batches are cut, because memory ran out. Raises UsageError "run-damaged"."""
+        try:
+            return [Cut(int(cut["from_step"]), int(cut["parts"])) for cut in self.read_provenance().get("cuts", [])]
+        except (TypeError, KeyError, ValueError) as error:
+            raise self._damaged(error) from None
+
+    def note_cut(self, attempt: int, cut: Cut) -> None:
+        """Write a new cut down before it is used, so that a resumed run cuts at the same step."""
+        known = self.read_provenance()
+        self.write_provenance({**known, "cuts": [*known.get("cuts", []), dataclasses.asdict(cut)]})
+        with self._reported():
+            self.attempts.cut(attempt, cut.from_step, cut.parts)
 
     def log_step(self, step: Step) -> None:
         self._log(dataclasses.asdict(step))

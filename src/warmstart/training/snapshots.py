@@ -16,7 +16,7 @@ import json
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ class State:
     metrics_bytes: int  # of metrics.jsonl, up to and with this state
     optimizer: Mapping[str, Any]  # as its state_dict() gives it
     scheduler: Mapping[str, Any]
+    scaler: Mapping[str, Any] = field(default_factory=dict)  # of the loss, under fp16
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Snapshot:
 
 def save_snapshot(target: Path, model: Any, tokenizer: Any, state: State) -> None:
     """Commit a snapshot; one of the same name is replaced. Raises CheckpointError "save-failed"."""
-    values, tensors = pack({"optimizer": state.optimizer, "scheduler": state.scheduler})
+    values, tensors = pack({"optimizer": state.optimizer, "scheduler": state.scheduler, "scaler": state.scaler})
     document = {
         "format": FORMAT,
         "step": asdict(state.step),
@@ -89,7 +90,8 @@ def read_snapshot(path: Path) -> Snapshot:
         if document["format"] != FORMAT:
             raise ValueError(f"its format is {document['format']!r}, this version reads {FORMAT}")
         tree = unpack(
-            {"optimizer": document["optimizer"], "scheduler": document["scheduler"]}, read_tensors(path / OPTIMIZER)
+            {name: document[name] for name in ("optimizer", "scheduler", "scaler") if name in document},
+            read_tensors(path / OPTIMIZER),
         )
         state = State(
             step=Step(**document["step"]),

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import copy
+import json
 import logging
 import math
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from warmstart.checkpoints import load_weights, save_model
-from warmstart.errors import CheckpointError, WarmstartError
+from warmstart.errors import CheckpointError, TrainingError, WarmstartError, Where
 from warmstart.pipeline import Pipeline
 from warmstart.rows import Row
+from warmstart.tasks import Task
 from warmstart.training.additive import check_additive
 from warmstart.training.config import TrainConfig
-from warmstart.training.loop import Schedule, Step, check_finite, fit, not_finite
-from warmstart.training.optimizers import adamw, scheduler
+from warmstart.training.loop import Guards, Schedule, Step, check_finite, fit, not_finite
+from warmstart.training.memory import Cuts
+from warmstart.training.nonfinite import BadStep, write_bad_step
+from warmstart.training.optimizers import adamw, scaler_for, scheduler
 from warmstart.training.pace import Pace
 from warmstart.training.phases import phase
 from warmstart.training.run import RunDirectory
@@ -31,6 +36,7 @@ from warmstart.training.threads import threads
 from warmstart.verbs.evaluate import Evaluation, evaluate_rows
 from warmstart.verbs.kept_evaluation import NAME as EVALUATION
 from warmstart.verbs.kept_evaluation import read_evaluation, to_bytes
+from warmstart.verbs.load import options_of
 from warmstart.verbs.preparing import Prepared
 from warmstart.verbs.resuming import Start
 
@@ -68,6 +74,7 @@ class Fitting:
     start: Start
     selection: Selection
     pace: Pace
+    guards: Guards
     stop: Stop = field(default_factory=Stop)
     steps: int = 0
     evaluated: int = 0
@@ -81,7 +88,9 @@ class Fitting:
         try:
             self.optimizer.load_state_dict(dict(state.optimizer))
             self.scheduler.load_state_dict(dict(state.scheduler))
-        except (ValueError, KeyError, TypeError) as error:
+            if self.guards.scaler is not None:
+                self.guards.scaler.load_state_dict(dict(state.scaler))
+        except (ValueError, KeyError, TypeError, RuntimeError) as error:
             raise CheckpointError(
                 "state-unfit",
                 f"the optimizer's state in the snapshot is not that of this model: {error}",
@@ -160,6 +169,7 @@ class Fitting:
             metrics_bytes=self.directory.metrics_size(),
             optimizer=self.optimizer.state_dict(),
             scheduler=self.scheduler.state_dict(),
+            scaler={} if self.guards.scaler is None else self.guards.scaler.state_dict(),
         )
         target = self.directory.step_checkpoint(step.step)
         try:
@@ -198,6 +208,29 @@ class Fitting:
             self.progress_failed = True
 
 
+def keep_step(fitting: Fitting, places: Sequence[Where], task: Task, bad: BadStep) -> TrainingError:
+    """Keep a step that is not finite for `warmstart replay`; gives the error that ends the run."""
+    rows = {feature.row for batch in bad.batches for feature in batch.features}
+    pipeline = fitting.pipeline
+    record = {"task": task.name, "options": options_of(pipeline.task)}
+    try:
+        kept = write_bad_step(
+            fitting.directory.bad_step(bad.step),
+            bad,
+            model=pipeline.model,
+            tokenizer=pipeline.tokenizer,
+            task=task,
+            record=json.dumps(record).encode(),
+            places={row: str(places[row]) for row in sorted(rows)},
+            optimizer=fitting.optimizer.state_dict(),
+            scheduler=fitting.scheduler.state_dict(),
+        )
+    except CheckpointError as error:  # the run ends anyway; why it does is the more important of the two
+        log.warning("the step could not be kept: %s", error.what)
+        return bad.error()
+    return bad.error(kept)
+
+
 def fit_pipeline(
     prepared: Prepared, directory: RunDirectory, progress: Callable[[Progress], None] | None, start: Start
 ) -> Fitting:
@@ -218,7 +251,10 @@ def fit_pipeline(
         start=start,
         selection=Selection(config.patience),
         pace=Pace(config.save_every),
+        guards=Guards(Cuts(directory.read_cuts()), scaler_for(config.precision, pipeline.device)),
     )
+    fitting.guards.cuts.tell = partial(directory.note_cut, start.attempt)
+    fitting.guards.keep = partial(keep_step, fitting, prepared.places, prepared.batches.task)
     with listening() as fitting.stop, threads(start.threads):
         if start.snapshot is not None:
             fitting.restore(start.snapshot)
@@ -236,6 +272,7 @@ def fit_pipeline(
                 schedule=schedule,
                 after_step=fitting.after_step,
                 start=fitting.steps,
+                guards=fitting.guards,
             )
     if fitting.stop.signal is not None:
         log.warning("stopped after step %d of %d; the same call goes on from there", fitting.steps, schedule.total)

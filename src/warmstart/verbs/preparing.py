@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ class Prepared:
     config: TrainConfig  # with the learning rate it has
     base: str  # the checkpoint's name
     rows: int
+    places: Sequence[Where]  # of the training rows
     provenance: Mapping[str, Any]
 
 
@@ -70,6 +71,7 @@ def prepare_run(
         config=_with_learning_rate(config, pipeline.model),
         base=found.name,
         rows=len(rows),
+        places=[row.where for row in rows],
         provenance={
             **_provenance(found, rows, held_out, batches.left_out),
             "task": {"name": kind.name, "options": options_of(learned), "head": learned.head()},

@@ -1,0 +1,232 @@
+"""R74: where memory runs out, micro-batches are cut and steps stay what they were; a resumed run cuts alike."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import warmstart as ws
+from support.runs import FAST, reviews, weights_sha256, without_dropout
+from warmstart.features import Batch
+from warmstart.rows import texts
+from warmstart.tasks.text_classification import TextClassification
+from warmstart.training import loop
+from warmstart.training.batches import make_batches
+from warmstart.training.loop import Guards, Schedule, Step, fit
+from warmstart.training.memory import Cut, Cuts, cut_batch
+
+ERRORS = {
+    "python": MemoryError(),
+    "cuda": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    "cpu": RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory"),
+}
+
+
+class _NoRoom(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, losses: torch.Tensor, error: Any) -> torch.Tensor:
+        ctx.error = error
+        return losses.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
+        raise ctx.error
+
+
+@pytest.fixture
+def room(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[int]]:
+    """`room(rows, error, where)`: no micro-batch of more rows fits any more. Gives the sizes that were tried."""
+
+    def limit(most: int, error: BaseException = ERRORS["python"], where: str = "forward", after: int = 0) -> list[int]:
+        real, tried = TextClassification.loss, list[int]()
+
+        def loss(self: Any, outputs: Any, batch: Batch) -> Any:
+            tried.append(len(batch))
+            losses, weights = real(self, outputs, batch)
+            if len(batch) > most and sum(rows > 2 for rows in tried) > after:  # two: the check before the first step
+                if where == "forward":
+                    raise error
+                losses = _NoRoom.apply(losses, error)
+            return losses, weights
+
+        monkeypatch.setattr(TextClassification, "loss", loss)
+        return tried
+
+    return limit
+
+
+def _train(checkpoint: Path, output: Path, **settings: Any) -> ws.Run:
+    config = ws.TrainConfig(**{"epochs": 2, **FAST, "save_every": 1, "keep": 99, **settings})
+    return ws.train(checkpoint, reviews(24), output=output, config=config)
+
+
+def _metrics(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("where", ["forward", "backward"])
+@pytest.mark.parametrize("error", ERRORS)
+def test_r74_the_step_is_the_same_to_rounding(
+    tiny: Callable[..., Path], room: Callable[..., list[int]], error: str, where: str
+) -> None:
+    """One step of plain gradient descent, without dropout, in one piece and in pieces of at most 3 rows."""
+
+    def step() -> tuple[Step, dict[str, torch.Tensor]]:
+        pipe = ws.load(tiny("bert"))
+        model = without_dropout(pipe.model)
+        config = ws.TrainConfig(batch_size=8, accumulate=2, max_steps=1, clip=None)
+        planned = make_batches(pipe.task, list(texts(reviews(16))), seed=0, batch_size=8, max_tokens=None)
+        optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+        made: list[Step] = []
+        fit(
+            model, pipe.task, planned, config, optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0),
+            device="cpu", schedule=Schedule.of(planned, config), after_step=lambda step: bool(made.append(step)),
+            guards=Guards(Cuts()),
+        )  # fmt: skip
+        return made[0], dict(model.named_parameters())
+
+    whole, expected = step()
+    tried = room(3, ERRORS[error], where)
+    cut, found = step()
+    assert whole.parts == 1 and cut.parts == 4 and cut.rows == whole.rows == 16 and cut.tokens == whole.tokens
+    assert tried[-8:] == [2] * 8 and tried[0] == 8 and 4 in tried
+    assert cut.loss == pytest.approx(whole.loss, rel=1e-6) and cut.grad_norm == pytest.approx(whole.grad_norm, rel=1e-5)
+    for name, parameter in expected.items():
+        torch.testing.assert_close(found[name], parameter, rtol=1e-4, atol=2e-6)
+
+
+def test_r74_a_cut_is_recorded_and_said(
+    tiny: Callable[..., Path], tmp_path: Path, room: Callable[..., list[int]], caplog: pytest.LogCaptureFixture
+) -> None:
+    healthy = _train(tiny("bert"), tmp_path / "healthy")
+    assert {line["parts"] for line in _metrics(healthy.path)} == {1}
+    room(4, after=3)  # the fourth step is the first that does not fit
+    with caplog.at_level(logging.WARNING, "warmstart"):
+        run = _train(tiny("bert"), tmp_path / "cut")
+    assert "out of memory in step 4" in caplog.text
+    assert [line["parts"] for line in _metrics(run.path)] == [1, 1, 1, 2, 2, 2]
+    assert json.loads((run.path / "provenance.json").read_text())["cuts"] == [{"from_step": 4, "parts": 2}]
+    attempts = [json.loads(line) for line in (run.path / "attempts.jsonl").read_text().splitlines()]
+    assert {"attempt": 1, "out_of_memory_in_step": 4, "parts": 2} in attempts and attempts[-1]["ended"] == "finished"
+    losses = [[line["loss"] for line in _metrics(path)] for path in (healthy.path, run.path)]
+    assert losses[0][:3] == losses[1][:3] and losses[0][3:] != losses[1][3:]
+
+
+@pytest.mark.parametrize("again", [True, False], ids=["still-too-small", "room-again"])
+@pytest.mark.parametrize("stop", [2, 5])
+def test_r74_a_resumed_run_cuts_at_the_same_steps_and_has_the_same_bits(
+    tiny: Callable[..., Path], tmp_path: Path, room: Callable[..., list[int]], monkeypatch: pytest.MonkeyPatch,
+    stop: int, again: bool,
+) -> None:  # fmt: skip
+    """Memory runs out in step 4. The run is stopped after step 5, and only snapshots up to `stop` are left."""
+    with monkeypatch.context() as patch:
+        room(4, after=3)
+        peace = _train(tiny("bert"), tmp_path / "peace")
+        patch.undo()
+    with monkeypatch.context() as patch:
+        room(4, after=3)
+        real = loop._update
+
+        def update(optimizer: Any, scaler: Any, step: int) -> None:
+            if step == 6:
+                raise KeyboardInterrupt
+            real(optimizer, scaler, step)
+
+        patch.setattr(loop, "_update", update)
+        with pytest.raises(KeyboardInterrupt):
+            _train(tiny("bert"), tmp_path / "stopped")
+        patch.undo()
+    for path in (tmp_path / "stopped" / "checkpoints").iterdir():
+        if int(path.name.removeprefix("step-")) > stop:
+            path.rename(tmp_path / f"lost-{path.name}")
+    if again:
+        room(4, after=max(0, 3 - stop))
+    resumed = _train(tiny("bert"), tmp_path / "stopped")
+    assert weights_sha256(resumed) == weights_sha256(peace)
+    assert [line["parts"] for line in _metrics(resumed.path)] == [1, 1, 1, 2, 2, 2]
+
+
+def test_r74_a_row_that_does_not_fit_is_named(
+    tiny: Callable[..., Path], tmp_path: Path, room: Callable[..., list[int]]
+) -> None:
+    room(0)
+    with pytest.raises(ws.TrainingError, match="not even one row") as caught:
+        _train(tiny("bert"), tmp_path / "run")
+    assert caught.value.code == "memory-exhausted" and caught.value.where.row is not None
+    cuts = json.loads((tmp_path / "run" / "provenance.json").read_text())["cuts"]
+    assert [cut["parts"] for cut in cuts] == [2, 4, 8]
+    ends = json.loads((tmp_path / "run" / "attempts.jsonl").read_text().splitlines()[-1])
+    assert ends["ended"] == "failed" and ends["code"] == "memory-exhausted"
+
+
+def test_r74_rows_that_learn_from_each_other_are_not_cut(
+    tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from warmstart.tasks.sentence_embedding import SentenceEmbedding
+
+    rows = [{"text": row["text"], "text_pair": f"{row['text']} again"} for row in reviews(8)]
+
+    def train(output: str) -> ws.Run:
+        return ws.train(
+            tiny("bert", "base"), rows, output=tmp_path / output, task="sentence-embedding",
+            config=ws.TrainConfig(epochs=1, batch_size=4),
+        )  # fmt: skip
+
+    assert train("healthy").steps == 2
+
+    def loss(*_: Any) -> Any:
+        raise MemoryError
+
+    monkeypatch.setattr(SentenceEmbedding, "loss", loss)
+    with pytest.raises(ws.TrainingError, match="learns from all rows of a batch together") as caught:
+        train("run")
+    assert caught.value.code == "memory-exhausted"
+
+
+def test_r74_an_optimizer_whose_state_does_not_fit_is_told(
+    tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def step(*_: Any, **__: Any) -> None:
+        raise ERRORS["cuda"]
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    with pytest.raises(ws.TrainingError, match="the state of AdamW does not fit") as caught:
+        _train(tiny("bert"), tmp_path / "run")
+    assert caught.value.code == "memory-exhausted"
+
+
+def test_another_error_of_the_runtime_is_not_taken_for_memory(
+    tiny: Callable[..., Path], tmp_path: Path, room: Callable[..., list[int]]
+) -> None:
+    room(0, RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    with pytest.raises(RuntimeError, match="mat1"):
+        _train(tiny("bert"), tmp_path / "run")
+
+
+def test_a_batch_is_cut_between_rows(tiny: Callable[..., Path]) -> None:
+    """All features of a row stay together, in order, and each piece is padded to its own longest."""
+    pipe = ws.load(tiny("bert"), options={"long_text": "windows", "max_length": 12, "stride": 2})
+    rows = [{"text": row["text"] * (1 + i % 3), "label": row["label"]} for i, row in enumerate(reviews(7))]
+    batch = make_batches(pipe.task, list(texts(rows)), seed=0, batch_size=7, max_tokens=None)[0]
+    assert len(batch.features) > 7
+    for parts in range(1, 10):
+        pieces = cut_batch(batch, parts, pipe.task.pads)
+        assert [feature for piece in pieces for feature in piece.features] == list(batch.features)
+        sizes = [{feature.row for feature in piece.features} for piece in pieces]
+        assert len(pieces) == min(parts, 7) and sum(map(len, sizes)) == 7
+        assert max(map(len, sizes)) - min(map(len, sizes)) <= 1
+        for piece in pieces:
+            assert piece.inputs["input_ids"].shape[1] == max(feature.length for feature in piece.features)
+
+
+def test_cuts_hold_from_their_step_on() -> None:
+    cuts = Cuts([Cut(4, 2), Cut(9, 8)])
+    assert [cuts.parts_at(step) for step in (1, 3, 4, 8, 9, 99)] == [1, 1, 2, 2, 8, 8]
+    assert dataclasses.asdict(Cut(1, 2)) == {"from_step": 1, "parts": 2}
