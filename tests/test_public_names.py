@@ -70,7 +70,8 @@ def test_signatures_are_those_of_the_documentation() -> None:
 
     assert names(ws.load) == ["name", "task", "labels", "options", "device", "dtype"]
     assert names(ws.train) == [
-        "model", "data", "output", "task", "validation", "config", "columns", "options", "progress", "force",
+        "model", "data", "output", "task", "validation", "config", "columns", "options", "optimizer", "scheduler",
+        "progress", "force",
     ]  # fmt: skip
     assert names(ws.evaluate) == ["pipeline", "data", "columns", "progress"]
     assert names(ws.export) == [

@@ -32,8 +32,8 @@ def check_additive(
     """Compare the gradients, without dropout and in float32, on two rows of the first batches.
 
     Returns the difference's norm, relative to the gradient's; None where nothing could be compared (one row, rows that
-    learn from each other, a gradient of zero, two rows that memory does not hold). Neither weights nor generators are changed. Raises TrainingError
-    "gradient-not-additive" if the run accumulates; warns if it does not.
+    learn from each other, a gradient of zero, two rows that memory does not hold). Neither weights nor generators are
+    changed. Raises TrainingError "gradient-not-additive" if the run accumulates; warns if it does not.
     """
     rows = [row for batch in batches.plan[:2] for row in batch][:2]
     if task.couples_rows or len(rows) < 2:

@@ -48,6 +48,7 @@ def identity(config: Mapping[str, Any], provenance: Mapping[str, Any]) -> dict[s
         **{f"data.{part}.rows": data.get(part, {}).get("rows") for part in ("train", "validation")},
         **{f"task.{key}": value for key, value in provenance.get("task", {}).items()},
         **{f"train.{key}": value for key, value in config.items() if key not in _WITHOUT_EFFECT},
+        **{name: provenance[name] for name in ("optimizer", "scheduler") if name in provenance},  # a person's own
         **{f"version.{name}": packages.get(name) for name in _PACKAGES},
     }
 

@@ -238,7 +238,9 @@ def fit_pipeline(
     config, pipeline = prepared.config, prepared.pipeline
     assert config.learning_rate is not None
     schedule = Schedule.of(prepared.batches, config)
-    optimizer = adamw(pipeline.model, learning_rate=config.learning_rate, weight_decay=config.weight_decay)
+    optimizer = prepared.optimizer or adamw(
+        pipeline.model, learning_rate=config.learning_rate, weight_decay=config.weight_decay
+    )
     fitting = Fitting(
         pipeline=pipeline,
         held_out=prepared.held_out,
@@ -247,7 +249,7 @@ def fit_pipeline(
         directory=directory,
         progress=progress,
         optimizer=optimizer,
-        scheduler=scheduler(optimizer, config, schedule.total),
+        scheduler=prepared.scheduler or scheduler(optimizer, config, schedule.total),
         start=start,
         selection=Selection(config.patience),
         pace=Pace(config.save_every),

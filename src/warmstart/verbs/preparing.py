@@ -37,6 +37,8 @@ class Prepared:
     rows: int
     places: Sequence[Where]  # of the training rows
     provenance: Mapping[str, Any]
+    optimizer: Any = None  # a person's own; None: AdamW by the settings
+    scheduler: Any = None
 
 
 def prepare_run(

@@ -119,6 +119,14 @@ def _of(directory: RunDirectory, data: Any, validation: Any) -> tuple[Recipe, Ma
             fix="finish it first: the same train command goes on where it was interrupted",
         )
     recipe = read_recipe(directory.path / CONFIG)
+    if "optimizer" in provenance:
+        raise UsageError(
+            "recipe-without-optimizer",
+            "the run had an optimizer of its own, a function that no file holds",
+            where=str(directory.path),
+            value=provenance["optimizer"].get("class"),
+            fix="call ws.train again with the same optimizer= and another output, and compare the two",
+        )
     validated = provenance.get("data", {}).get("validation", {}).get("rows", 0) > 0
     for name, known, given in (("data", recipe.data, data), ("validation", recipe.validation, validation)):
         if known is None and given is None and (name == "data" or validated):

@@ -26,6 +26,7 @@ from warmstart.verbs.evaluate import Evaluation, evaluate_rows
 from warmstart.verbs.fitting import Fitting, Progress, fit_pipeline
 from warmstart.verbs.kept_evaluation import read_evaluation
 from warmstart.verbs.load import check_option_names, load, options_of
+from warmstart.verbs.own_optimizer import MakeOptimizer, MakeScheduler, check_settings, with_own
 from warmstart.verbs.preparing import Prepared, prepare_run
 from warmstart.verbs.resuming import begin, recorded
 
@@ -58,6 +59,8 @@ def train(
     config: TrainConfig | None = None,
     columns: Mapping[str, str] | None = None,
     options: Mapping[str, Any] | None = None,
+    optimizer: MakeOptimizer | None = None,
+    scheduler: MakeScheduler | None = None,
     progress: Callable[[Progress], None] | None = None,
     force: bool = False,
 ) -> Run:
@@ -67,6 +70,10 @@ def train(
     `datasets.Dataset`, a pandas or polars frame, or a list of rows. `validation`: rows of the same kinds, or a share
     of `data` to hold out, e.g. 0.1; with it the best evaluated weights are kept, without it the last ones. `columns`
     pins columns, e.g. {"text": "body"}. `progress` is called after every step and evaluation.
+
+    `optimizer`: a function from the parameters to any `torch.optim.Optimizer`, in place of AdamW; `scheduler`: one from
+    it and the number of steps to any `LRScheduler`, stepped once a step, e.g. lambda optimizer, total:
+    OneCycleLR(optimizer, 0.1, total). Their states are saved and resumed as AdamW's are.
 
     The same call on the directory of a run that was interrupted resumes it, with the weights of a run that was not, to
     the last bit; on that of a finished one it returns the result. With other data, labels, settings, checkpoint or
@@ -81,6 +88,7 @@ def train(
     the checkpoint; TrainingError for a run that cannot go on. A `progress` that fails is warned about and goes on.
     """
     config = _checked(config or TrainConfig(), validation)
+    check_settings(config, optimizer, scheduler)
     kind = None if task is None else _trainable(find_task(task))
     if kind is not None:
         check_option_names(kind, options or {})
@@ -95,6 +103,7 @@ def train(
             model, data, kind=kind, validation=validation, config=config, columns=columns, options=options or {},
             name=str(output),
         )  # fmt: skip
+        prepared = with_own(prepared, optimizer, scheduler)
         if not begun:
             directory.create()
             held.enter_context(locked(directory.path))
