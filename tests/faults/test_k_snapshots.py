@@ -246,3 +246,54 @@ def test_weights_and_optimizer_of_a_snapshot_are_those_that_were_saved(work: Wor
     assert saved.keys() == state.keys()
     assert all(torch.equal(saved[i][name], state[i][name]) for i in state for name in state[i])
     assert found.state.optimizer["param_groups"] == work.optimizer.state_dict()["param_groups"]
+
+
+@pytest.mark.parametrize("missing", ["rename", "fsync of folders", "both"])
+def test_f91_a_file_system_that_renames_no_folder_has_whole_snapshots_by_their_manifest(
+    work: Work, monkeypatch: pytest.MonkeyPatch, missing: str
+) -> None:
+    real_rename, real_fsync = os.rename, os.fsync
+
+    def rename(source: Any, target: Any) -> None:
+        if os.path.isdir(source):
+            raise OSError(errno.ENOTSUP, "Operation not supported", source)
+        real_rename(source, target)
+
+    def fsync(descriptor: int) -> None:
+        if os.path.isdir(f"/proc/self/fd/{descriptor}"):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        real_fsync(descriptor)
+
+    work.reset()
+    if missing != "fsync of folders":
+        monkeypatch.setattr(os, "rename", rename)
+    if missing != "rename":
+        monkeypatch.setattr(os, "fsync", fsync)
+    work.save_and_prune()
+    assert work.check() == 2 and [p.name for p in work.directory.checkpoints.iterdir()] == ["step-000002"]
+    work.save(2)  # over one of the same name
+    assert work.check() == 2
+
+
+def test_f91_k85_a_kill_while_files_are_copied_to_their_place_leaves_the_snapshot_before(work: Work) -> None:
+    def rename(source: Any, target: Any) -> None:
+        raise OSError(errno.ENOTSUP, "Operation not supported", source)
+
+    def save() -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(os, "rename", rename)
+            work.save(2)
+
+    operations = Operations(lambda number, name: None)
+    work.reset()
+    with watched(operations):
+        save()
+    copied = [n for n, (_, path, _) in enumerate(operations.made, 1) if "/step-000002/" in path]
+    assert len(copied) > 8
+    for number in copied if EVERY_KILL else copied[:: len(copied) // 4]:
+        work.reset()
+        assert _killed_at(number, save)
+        sweep(work.directory.checkpoints)
+        found, rejected = newest_verified(work.directory.checkpoints, lambda state: None)
+        assert found is not None and found.state.step.step in (1, 2)
+        assert found.state.step.step == 2 or [entry["name"] for entry in rejected] == ["step-000002"]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,26 +41,25 @@ class _NoRoom(torch.autograd.Function):
         raise ctx.error
 
 
-@pytest.fixture
-def room(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[int]]:
-    """`room(rows, error, where)`: no micro-batch of more rows fits any more. Gives the sizes that were tried."""
+@contextmanager
+def room(
+    most: int, error: BaseException = ERRORS["python"], where: str = "forward", after: int = 0
+) -> Iterator[list[int]]:
+    """After so many micro-batches none of more than `most` rows fits any more. Gives the sizes that were tried."""
+    real, tried = TextClassification.loss, list[int]()
 
-    def limit(most: int, error: BaseException = ERRORS["python"], where: str = "forward", after: int = 0) -> list[int]:
-        real, tried = TextClassification.loss, list[int]()
+    def loss(self: Any, outputs: Any, batch: Batch) -> Any:
+        tried.append(len(batch))
+        losses, weights = real(self, outputs, batch)
+        if len(batch) > most and sum(rows > 2 for rows in tried) > after:  # two: the check before the first step
+            if where == "forward":
+                raise error
+            losses = _NoRoom.apply(losses, error)
+        return losses, weights
 
-        def loss(self: Any, outputs: Any, batch: Batch) -> Any:
-            tried.append(len(batch))
-            losses, weights = real(self, outputs, batch)
-            if len(batch) > most and sum(rows > 2 for rows in tried) > after:  # two: the check before the first step
-                if where == "forward":
-                    raise error
-                losses = _NoRoom.apply(losses, error)
-            return losses, weights
-
-        monkeypatch.setattr(TextClassification, "loss", loss)
-        return tried
-
-    return limit
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TextClassification, "loss", loss)
+        yield tried
 
 
 def _train(checkpoint: Path, output: Path, **settings: Any) -> ws.Run:
@@ -73,9 +73,7 @@ def _metrics(run: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("where", ["forward", "backward"])
 @pytest.mark.parametrize("error", ERRORS)
-def test_r74_the_step_is_the_same_to_rounding(
-    tiny: Callable[..., Path], room: Callable[..., list[int]], error: str, where: str
-) -> None:
+def test_r74_the_step_is_the_same_to_rounding(tiny: Callable[..., Path], error: str, where: str) -> None:
     """One step of plain gradient descent, without dropout, in one piece and in pieces of at most 3 rows."""
 
     def step() -> tuple[Step, dict[str, torch.Tensor]]:
@@ -93,8 +91,8 @@ def test_r74_the_step_is_the_same_to_rounding(
         return made[0], dict(model.named_parameters())
 
     whole, expected = step()
-    tried = room(3, ERRORS[error], where)
-    cut, found = step()
+    with room(3, ERRORS[error], where) as tried:
+        cut, found = step()
     assert whole.parts == 1 and cut.parts == 4 and cut.rows == whole.rows == 16 and cut.tokens == whole.tokens
     assert tried[-8:] == [2] * 8 and tried[0] == 8 and 4 in tried
     assert cut.loss == pytest.approx(whole.loss, rel=1e-6) and cut.grad_norm == pytest.approx(whole.grad_norm, rel=1e-5)
@@ -103,12 +101,11 @@ def test_r74_the_step_is_the_same_to_rounding(
 
 
 def test_r74_a_cut_is_recorded_and_said(
-    tiny: Callable[..., Path], tmp_path: Path, room: Callable[..., list[int]], caplog: pytest.LogCaptureFixture
+    tiny: Callable[..., Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     healthy = _train(tiny("bert"), tmp_path / "healthy")
     assert {line["parts"] for line in _metrics(healthy.path)} == {1}
-    room(4, after=3)  # the fourth step is the first that does not fit
-    with caplog.at_level(logging.WARNING, "warmstart"):
+    with room(4, after=3), caplog.at_level(logging.WARNING, "warmstart"):  # the fourth step is the first
         run = _train(tiny("bert"), tmp_path / "cut")
     assert "out of memory in step 4" in caplog.text
     assert [line["parts"] for line in _metrics(run.path)] == [1, 1, 1, 2, 2, 2]
@@ -122,42 +119,32 @@ def test_r74_a_cut_is_recorded_and_said(
 @pytest.mark.parametrize("again", [True, False], ids=["still-too-small", "room-again"])
 @pytest.mark.parametrize("stop", [2, 5])
 def test_r74_a_resumed_run_cuts_at_the_same_steps_and_has_the_same_bits(
-    tiny: Callable[..., Path], tmp_path: Path, room: Callable[..., list[int]], monkeypatch: pytest.MonkeyPatch,
-    stop: int, again: bool,
+    tiny: Callable[..., Path], tmp_path: Path, stop: int, again: bool
 ) -> None:  # fmt: skip
     """Memory runs out in step 4. The run is stopped after step 5, and only snapshots up to `stop` are left."""
-    with monkeypatch.context() as patch:
-        room(4, after=3)
+    with room(4, after=3):
         peace = _train(tiny("bert"), tmp_path / "peace")
-        patch.undo()
-    with monkeypatch.context() as patch:
-        room(4, after=3)
-        real = loop._update
+    real = loop._update
 
-        def update(optimizer: Any, scaler: Any, step: int) -> None:
-            if step == 6:
-                raise KeyboardInterrupt
-            real(optimizer, scaler, step)
+    def update(optimizer: Any, scaler: Any, step: int) -> None:
+        if step == 6:
+            raise KeyboardInterrupt
+        real(optimizer, scaler, step)
 
+    with room(4, after=3), pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(loop, "_update", update)
-        with pytest.raises(KeyboardInterrupt):
-            _train(tiny("bert"), tmp_path / "stopped")
-        patch.undo()
+        _train(tiny("bert"), tmp_path / "stopped")
     for path in (tmp_path / "stopped" / "checkpoints").iterdir():
         if int(path.name.removeprefix("step-")) > stop:
             path.rename(tmp_path / f"lost-{path.name}")
-    if again:
-        room(4, after=max(0, 3 - stop))
-    resumed = _train(tiny("bert"), tmp_path / "stopped")
+    with room(4 if again else 8, after=max(0, 3 - stop)):
+        resumed = _train(tiny("bert"), tmp_path / "stopped")
     assert weights_sha256(resumed) == weights_sha256(peace)
     assert [line["parts"] for line in _metrics(resumed.path)] == [1, 1, 1, 2, 2, 2]
 
 
-def test_r74_a_row_that_does_not_fit_is_named(
-    tiny: Callable[..., Path], tmp_path: Path, room: Callable[..., list[int]]
-) -> None:
-    room(0)
-    with pytest.raises(ws.TrainingError, match="not even one row") as caught:
+def test_r74_a_row_that_does_not_fit_is_named(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    with room(0), pytest.raises(ws.TrainingError, match="not even one row") as caught:
         _train(tiny("bert"), tmp_path / "run")
     assert caught.value.code == "memory-exhausted" and caught.value.where.row is not None
     cuts = json.loads((tmp_path / "run" / "provenance.json").read_text())["cuts"]
@@ -202,11 +189,8 @@ def test_r74_an_optimizer_whose_state_does_not_fit_is_told(
     assert caught.value.code == "memory-exhausted"
 
 
-def test_another_error_of_the_runtime_is_not_taken_for_memory(
-    tiny: Callable[..., Path], tmp_path: Path, room: Callable[..., list[int]]
-) -> None:
-    room(0, RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
-    with pytest.raises(RuntimeError, match="mat1"):
+def test_another_error_of_the_runtime_is_not_taken_for_memory(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    with room(0, RuntimeError("mat1 and mat2 shapes differ")), pytest.raises(RuntimeError, match="mat1"):
         _train(tiny("bert"), tmp_path / "run")
 
 

@@ -3,10 +3,14 @@
 The protocol: a sibling folder is filled, every file gets the ordinary permissions and is flushed to the disk, the
 manifest is written last, the folder is flushed, renamed into place, and the parent folder is flushed. A kill at any
 point leaves either no folder of that name or the complete one (ALICE, Pillai et al., OSDI 2014, on why each step).
+
+Some network and object file systems rename no folder. There the files are copied to their place, the manifest last: what
+has no manifest, or does not agree with it, was never whole, and no reader of ours takes it for more.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -17,8 +21,12 @@ from types import MappingProxyType
 
 from safetensors import SafetensorError
 
+from warmstart.checkpoints.manifest import NAME as MANIFEST
 from warmstart.checkpoints.manifest import write_manifest
 from warmstart.errors import CheckpointError, UsageError
+
+# What a file system answers that has no such operation, and never one that failed.
+_UNKNOWN = frozenset({errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV, errno.EINVAL})
 
 
 def commit_folder(
@@ -76,7 +84,13 @@ def check_free(target: Path) -> None:
 def remove_folder(folder: Path) -> None:
     """Remove a committed folder so that a kill leaves it whole, or under a name that `sweep` knows."""
     hidden = folder.with_name(f".{folder.name[:200]}.tmp-{uuid.uuid4().hex[:12]}")
-    folder.rename(hidden)
+    try:
+        folder.rename(hidden)
+    except OSError as error:
+        if error.errno not in _UNKNOWN:
+            raise
+        hidden = folder
+        (folder / MANIFEST).unlink(missing_ok=True)  # half removed is not whole
     shutil.rmtree(hidden)
 
 
@@ -117,6 +131,9 @@ def _flush(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if not (path.is_dir() and error.errno in _UNKNOWN):
+            raise
     finally:
         os.close(descriptor)
 
@@ -125,9 +142,20 @@ def _rename(temporary: Path, target: Path, *, replace: bool) -> None:
     aside = target.with_name(f"{target.name[:200]}.old-{uuid.uuid4().hex[:12]}")
     replaced = replace and target.exists()
     if replaced:
-        target.rename(aside)
+        try:
+            target.rename(aside)
+        except OSError as error:
+            if error.errno not in _UNKNOWN:
+                raise
+            remove_folder(target)
+            replaced = False
     try:
-        temporary.rename(target)
+        try:
+            temporary.rename(target)
+        except OSError as error:
+            if error.errno not in _UNKNOWN:
+                raise
+            _copy(temporary, target)
         _flush(target.parent)  # a rename that may not be on the disk is no commit
     except BaseException:  # an interrupt, too, must not leave the old folder aside
         if not temporary.exists():
@@ -139,3 +167,17 @@ def _rename(temporary: Path, target: Path, *, replace: bool) -> None:
         shutil.rmtree(aside, ignore_errors=True)
     else:
         aside.unlink(missing_ok=True)
+
+
+def _copy(temporary: Path, target: Path) -> None:
+    """Put a folder in its place where it cannot be renamed: every file, flushed, and the manifest after all others."""
+    try:
+        for path in sorted(temporary.rglob("*"), key=lambda path: (path.name == MANIFEST, path)):
+            place = target / path.relative_to(temporary)
+            if path.is_file():
+                place.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(path, place)
+                _flush(place)
+    except BaseException:
+        shutil.rmtree(target, ignore_errors=True)
+        raise

@@ -70,7 +70,7 @@ def check_settings(config: TrainConfig, optimizer: MakeOptimizer | None, schedul
                 )
 
 
-def _check(name: str, made: Any, kind: type, argument: str) -> None:
+def _check(name: str, made: Any, kind: Any, argument: str) -> None:
     if not isinstance(made, kind):
         raise _unfit(name, f"{name}= gave no {kind.__name__}", type(made).__name__)
     needed = inspect.signature(made.step).parameters.get(argument)
