@@ -255,12 +255,12 @@ def test_f91_a_file_system_that_renames_no_folder_has_whole_snapshots_by_their_m
     real_rename, real_fsync = os.rename, os.fsync
 
     def rename(source: Any, target: Any) -> None:
-        if os.path.isdir(source):
+        if Path(source).is_dir():
             raise OSError(errno.ENOTSUP, "Operation not supported", source)
         real_rename(source, target)
 
     def fsync(descriptor: int) -> None:
-        if os.path.isdir(f"/proc/self/fd/{descriptor}"):
+        if Path(f"/proc/self/fd/{descriptor}").is_dir():
             raise OSError(errno.EINVAL, "Invalid argument")
         real_fsync(descriptor)
 

@@ -4,8 +4,8 @@ The protocol: a sibling folder is filled, every file gets the ordinary permissio
 manifest is written last, the folder is flushed, renamed into place, and the parent folder is flushed. A kill at any
 point leaves either no folder of that name or the complete one (ALICE, Pillai et al., OSDI 2014, on why each step).
 
-Some network and object file systems rename no folder. There the files are copied to their place, the manifest last: what
-has no manifest, or does not agree with it, was never whole, and no reader of ours takes it for more.
+Some network and object file systems rename no folder. There the files are copied to their place, the manifest last:
+what has no manifest, or does not agree with it, was never whole, and no reader of ours takes it for more.
 """
 
 from __future__ import annotations
