@@ -73,7 +73,17 @@ def test_a_run_learns_and_holds_exactly_the_promised_files(run: ws.Run) -> None:
 def test_metrics_have_each_step_once_and_the_rates_of_the_schedule(run: ws.Run) -> None:
     steps = _steps(run)
     assert [line["step"] for line in steps] == list(range(1, run.steps + 1)) == list(range(1, 41))
-    assert set(steps[0]) == {"step", "epoch", "loss", "learning_rate", "grad_norm", "tokens", "rows", "seconds"}
+    assert set(steps[0]) == {
+        "step",
+        "epoch",
+        "loss",
+        "learning_rate",
+        "grad_norm",
+        "tokens",
+        "rows",
+        "seconds",
+        "parts",
+    }
     assert steps[-1]["epoch"] == 5 and sum(line["rows"] for line in steps) == 300
     rates = [line["learning_rate"] for line in steps]
     assert rates.index(max(rates)) == 4 and rates[4] == FAST["learning_rate"]

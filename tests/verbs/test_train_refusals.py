@@ -204,8 +204,8 @@ def test_r73_a_poisoned_checkpoint_saves_no_model(tiny: Callable[..., Path], tmp
     config = ws.TrainConfig(epochs=1, **FAST)
     with pytest.raises(ws.TrainingError) as caught:
         ws.train(tmp_path / "poisoned", reviews(16), output=tmp_path / "r", config=config)
-    assert caught.value.code == "loss-not-finite" and "step 1" in str(caught.value.where)
-    left = {"checkpoints", "config.toml", "provenance.json", "attempts.jsonl", ".lock"}
+    assert caught.value.code == "loss-not-finite" and "step 1" in caught.value.what
+    left = {"nonfinite", "checkpoints", "config.toml", "provenance.json", "attempts.jsonl", ".lock"}
     assert {p.name for p in (tmp_path / "r").iterdir()} == left
     with pytest.raises(ws.CheckpointError) as unusable:
         ws.load(tmp_path / "r")

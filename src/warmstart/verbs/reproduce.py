@@ -6,7 +6,7 @@ import math
 import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from warmstart.errors import UsageError
 from warmstart.tasks import find_task
 from warmstart.training.lineage import Difference, differences, identity, numerics_of
+from warmstart.training.memory import Cut
 from warmstart.training.recipe import Recipe, read_recipe
 from warmstart.training.run import CONFIG, RunDirectory
 from warmstart.training.threads import threads
@@ -85,7 +86,9 @@ def reproduce(
             options=recipe.options,
             progress=progress,
         )
-        return compared(directory, RunDirectory(again), tuple(found))
+        answer = compared(directory, RunDirectory(again), tuple(found))
+        cuts = () if answer.answer == "bit-identical" else directory.read_cuts()
+        return replace(answer, reasons=(*answer.reasons, *map(_of_cut, cuts)))
 
 
 def compared(one: RunDirectory, other: RunDirectory, found: tuple[Difference, ...]) -> Reproduction:
@@ -100,6 +103,10 @@ def compared(one: RunDirectory, other: RunDirectory, found: tuple[Difference, ..
         return Reproduction("different", (*environment, *weights, "no validation rows tell how much it matters"), found)
     judged, equal = _paired(_columns(one.predictions), _columns(other.predictions))
     return Reproduction("statistically equal" if equal else "different", (*judged, *environment, *weights), found)
+
+
+def _of_cut(cut: Cut) -> str:
+    return f"memory ran out in step {cut.from_step} of the run: from there on micro-batches were cut into {cut.parts}"
 
 
 def _of(directory: RunDirectory, data: Any, validation: Any) -> tuple[Recipe, Mapping[str, Any]]:
