@@ -168,10 +168,10 @@ def test_r74_rows_that_learn_from_each_other_are_not_cut(
 
     assert train("healthy").steps == 2
 
-    def loss(*_: Any) -> Any:
+    def forward(*_: Any) -> Any:
         raise MemoryError
 
-    monkeypatch.setattr(SentenceEmbedding, "loss", loss)
+    monkeypatch.setattr(SentenceEmbedding, "forward", forward)
     with pytest.raises(ws.TrainingError, match="learns from all rows of a batch together") as caught:
         train("run")
     assert caught.value.code == "memory-exhausted"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -31,9 +31,9 @@ def add_gradients(
     seed: int,
     device: str,
     precision: str,
-    scale: float = 1.0,
+    scale: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> Sums:
-    """Add to the parameters' gradients those of the weighted sum of losses, times `scale`, of all micro-batches.
+    """Add to the parameters' gradients those of the weighted sum of losses, as `scale` scales it, of all micro-batches.
 
     Dropout is a function of `seed`, of the micro-batches' shapes and their order. `precision`: "fp32", or autocast to
     "bf16" or "fp16".
@@ -47,7 +47,7 @@ def add_gradients(
             outputs = task.forward(model, batch)
             each, weights = task.loss(outputs, batch)
         total = (each.float() * weights).sum()
-        (total if scale == 1.0 else total * scale).backward()
+        (total if scale is None else scale(total)).backward()
         loss, weight = loss + total.item(), weight + weights.sum().item()
         losses.append(each.detach())
     return Sums(loss, weight, tuple(losses))

@@ -172,7 +172,9 @@ def _gradient(
         scale = 1.0 if scaler is None else scaler.get_scale()
         sums: Sums | None = None
         try:
-            sums = add_gradients(model, task, pieces, seed=seed, device=device, precision=config.precision, scale=scale)
+            sums = add_gradients(
+                model, task, pieces, seed=seed, device=device, precision=config.precision, scale=scaler and scaler.scale
+            )
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise

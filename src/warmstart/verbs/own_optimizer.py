@@ -28,6 +28,7 @@ def with_own(prepared: Prepared, optimizer: MakeOptimizer | None, scheduler: Mak
     saved; TrainingError "nothing-to-train".
     """
     made: dict[str, Any] = {}
+    described: dict[str, Any] = {}
     if optimizer is not None:
         trained = [parameter for parameter in prepared.pipeline.model.parameters() if parameter.requires_grad]
         if not trained:
@@ -38,6 +39,7 @@ def with_own(prepared: Prepared, optimizer: MakeOptimizer | None, scheduler: Mak
             )
         made["optimizer"] = optimizer(trained)
         _check("optimizer", made["optimizer"], torch.optim.Optimizer, "closure")
+        described["optimizer"] = _described(made["optimizer"])
     if scheduler is not None:
         if optimizer is None:
             raise UsageError(
@@ -49,7 +51,7 @@ def with_own(prepared: Prepared, optimizer: MakeOptimizer | None, scheduler: Mak
         total = Schedule.of(prepared.batches, prepared.config).total
         made["scheduler"] = scheduler(made["optimizer"], total)
         _check("scheduler", made["scheduler"], torch.optim.lr_scheduler.LRScheduler, "metrics")
-    described = {name: _described(name, value) for name, value in made.items()}
+        described["scheduler"] = _described(made["scheduler"])
     return dataclasses.replace(prepared, **made, provenance={**prepared.provenance, **described})
 
 
@@ -96,10 +98,10 @@ def _unfit(name: str, what: str, value: object) -> UsageError:
     )
 
 
-def _described(name: str, made: Any) -> dict[str, Any]:
-    """Its class and its plain settings, so that a run is not resumed with another one."""
+def _described(made: Any) -> dict[str, Any]:
+    """Its class and its plain settings at its start, so that a run is not resumed with another one."""
     kind = f"{type(made).__module__}.{type(made).__qualname__}"
-    if name == "optimizer":
+    if isinstance(made, torch.optim.Optimizer):
         groups = [{**group, "params": len(group["params"])} for group in made.param_groups]
         return {"class": kind, "groups": [_plain(group) for group in groups]}
     return {"class": kind, "state": _plain(made.state_dict())}

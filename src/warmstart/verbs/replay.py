@@ -143,7 +143,13 @@ def _device(folder: Path) -> str:
 
 def _compute(model: torch.nn.Module, task: Task, bad: BadStep) -> Sums:
     return add_gradients(
-        model, task, bad.batches, seed=bad.seed, device=bad.device, precision=bad.precision, scale=bad.scale
+        model,
+        task,
+        bad.batches,
+        seed=bad.seed,
+        device=bad.device,
+        precision=bad.precision,
+        scale=None if bad.scale == 1 else lambda total: total * bad.scale,
     )
 
 
