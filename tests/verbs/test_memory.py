@@ -156,7 +156,7 @@ def test_r74_a_row_that_does_not_fit_is_named(tiny: Callable[..., Path], tmp_pat
 def test_r74_rows_that_learn_from_each_other_are_not_cut(
     tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from warmstart.tasks.sentence_embedding import SentenceEmbedding
+    from warmstart.tasks.sentence_embedding import Embedding
 
     rows = [{"text": row["text"], "text_pair": f"{row['text']} again"} for row in reviews(8)]
 
@@ -171,7 +171,7 @@ def test_r74_rows_that_learn_from_each_other_are_not_cut(
     def forward(*_: Any) -> Any:
         raise MemoryError
 
-    monkeypatch.setattr(SentenceEmbedding, "forward", forward)
+    monkeypatch.setattr(Embedding, "forward", forward)
     with pytest.raises(ws.TrainingError, match="learns from all rows of a batch together") as caught:
         train("run")
     assert caught.value.code == "memory-exhausted"
