@@ -6,10 +6,22 @@ import doctest
 
 import pytest
 
-from warmstart.metrics import classification, entities, interval, multilabel, ranking, regression
+from warmstart.metrics import (
+    classification,
+    entities,
+    interval,
+    measure,
+    multilabel,
+    paired,
+    ranking,
+    regression,
+    retrieval,
+)
 
 
-@pytest.mark.parametrize("module", [classification, entities, interval, multilabel, ranking, regression])
+@pytest.mark.parametrize(
+    "module", [classification, entities, interval, measure, multilabel, paired, ranking, regression, retrieval]
+)
 def test_examples(module: object) -> None:
     result = doctest.testmod(module, optionflags=doctest.ELLIPSIS)
     assert result.attempted > 0

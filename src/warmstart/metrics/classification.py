@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from warmstart.errors import UsageError
-from warmstart.metrics.interval import RESAMPLES, Metric, Values, Weights, bootstrap, require_rows, wilson
+from warmstart.metrics.interval import RESAMPLES, Metric, Statistic, Values, Weights, bootstrap, require_rows, wilson
 
 Ints = NDArray[np.int64]
 
@@ -56,6 +56,15 @@ def macro_f1(
     >>> macro_f1([0, 1, 1, 0], [0, 1, 0, 0]).value
     0.7333333333333334
     """
+    true, pred = classes_of(y_true, y_pred)
+    statistic = macro_f1_statistic(true, pred)
+    metric = bootstrap(statistic, true.size, seed=seed, resamples=resamples, confidence=confidence)
+    assert metric is not None, "at least one class occurs"
+    return metric
+
+
+def macro_f1_statistic(y_true: ArrayLike, y_pred: ArrayLike) -> Statistic:
+    """`macro_f1` as a function of weights (B, N)."""
     sums = _ClassSums.of(*classes_of(y_true, y_pred))
 
     def statistic(weights: Weights) -> Values:
@@ -64,9 +73,7 @@ def macro_f1(
         f1 = np.divide(2 * right, total, out=np.zeros_like(total), where=total > 0)
         return f1.sum(axis=1) / (total > 0).sum(axis=1)
 
-    metric = bootstrap(statistic, sums.n, seed=seed, resamples=resamples, confidence=confidence)
-    assert metric is not None, "at least one class occurs"
-    return metric
+    return statistic
 
 
 def matthews(
@@ -80,6 +87,15 @@ def matthews(
     >>> matthews([0, 1, 1, 0], [0, 1, 0, 0]).value
     0.5773502691896258
     """
+    true, pred = classes_of(y_true, y_pred)
+    statistic = matthews_statistic(true, pred)
+    metric = bootstrap(statistic, true.size, seed=seed, resamples=resamples, confidence=confidence)
+    assert metric is not None, "MCC is 0 where it has no other value"
+    return metric
+
+
+def matthews_statistic(y_true: ArrayLike, y_pred: ArrayLike) -> Statistic:
+    """`matthews` as a function of weights (B, N)."""
     sums = _ClassSums.of(*classes_of(y_true, y_pred))
 
     def statistic(weights: Weights) -> Values:
@@ -89,9 +105,7 @@ def matthews(
         spread = (n**2 - (rows**2).sum(axis=1)) * (n**2 - (given**2).sum(axis=1))
         return np.divide(covariance, np.sqrt(spread), out=np.zeros_like(covariance), where=spread > 0)
 
-    metric = bootstrap(statistic, sums.n, seed=seed, resamples=resamples, confidence=confidence)
-    assert metric is not None, "MCC is 0 where it has no other value"
-    return metric
+    return statistic
 
 
 def confusion(y_true: ArrayLike, y_pred: ArrayLike, n: int) -> Ints:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from warmstart.errors import UsageError
-from warmstart.metrics.interval import RESAMPLES, Metric, Values, Weights, bootstrap
+from warmstart.metrics.interval import RESAMPLES, Metric, Statistic, Values, Weights, bootstrap, require_rows
 
 Entity = tuple[str, Hashable, Hashable]  # type, start, end: word or character positions alike
+SpanRatio = Literal["f1", "precision", "recall"]
+SPAN_RATIOS: tuple[SpanRatio, ...] = ("f1", "precision", "recall")
 
 
 def entity_scores(
@@ -42,42 +45,57 @@ def entity_scores(
             value=(len(y_true), len(y_pred)),
             fix="give both for the same rows, in the same order",
         )
-    types, counts = _counts(y_true, y_pred)  # (N, types, 3): right, predicted, true
+    types, counts = entity_counts(y_true, y_pred)
 
-    def measure(values: NDArray[np.float64], kind: str) -> Metric | None:
-        """A metric of counts (N, 3) or, for the mean over types, (N, types, 3)."""
-
-        def statistic(weights: Weights) -> Values:
-            drawn = np.tensordot(weights.astype(np.float64), values, axes=1)  # (B, …, 3)
-            defined = drawn[..., 1:].sum(axis=-1) > 0
-            ratios = np.where(defined, _ratio(drawn, kind), np.nan)
-            return _mean(ratios) if ratios.ndim > 1 else ratios
-
+    def measure(values: NDArray[np.float64], kind: SpanRatio) -> Metric | None:
+        statistic = span_statistic(values, kind)
         return bootstrap(statistic, len(values), seed=seed, resamples=resamples, confidence=confidence)
 
     total = counts.sum(axis=1)
-    found = {kind: measure(total, kind) for kind in ("f1", "precision", "recall")}
+    found: dict[str, Metric | None] = {kind: measure(total, kind) for kind in SPAN_RATIOS}
     found["macro_f1"] = measure(counts, "f1") if types else None
     found |= {f"f1_{name}": measure(counts[:, i], "f1") for i, name in enumerate(types)}
     return {name: metric for name, metric in found.items() if metric is not None}
 
 
-def _counts(
-    y_true: Sequence[Iterable[Entity]], y_pred: Sequence[Iterable[Entity]]
+def span_statistic(counts: NDArray[Any], kind: SpanRatio) -> Statistic:
+    """F1, precision or recall as a function of weights (B, N); `counts` as of `entity_counts`: (N, 3), or (N, types, 3)
+    for the mean over the types that a resample holds."""
+    values = np.asarray(counts, np.float64)
+    require_rows(len(values))
+
+    def statistic(weights: Weights) -> Values:
+        drawn = np.tensordot(weights.astype(np.float64), values, axes=1)  # (B, …, 3)
+        defined = drawn[..., 1:].sum(axis=-1) > 0
+        ratios = np.where(defined, _ratio(drawn, kind), np.nan)
+        return _mean(ratios) if ratios.ndim > 1 else ratios
+
+    return statistic
+
+
+def entity_counts(
+    y_true: Sequence[Iterable[Entity]], y_pred: Sequence[Iterable[Entity]], types: Sequence[str] | None = None
 ) -> tuple[list[str], NDArray[np.float64]]:
-    """The types, sorted, and how many entities of each are right, predicted and true in each row: (N, types, 3)."""
+    """The types, and how many entities of each are right, predicted and true in each row: (N, types, 3).
+
+    `types` are all there may be, in their order; None: those that occur, sorted.
+
+    >>> entity_counts([[("PER", 0, 1)]], [[("PER", 0, 1), ("LOC", 3, 5)]])
+    (['LOC', 'PER'], array([[[0., 1., 0.],
+            [1., 1., 1.]]]))
+    """
     rows = [(set(true), set(pred)) for true, pred in zip(y_true, y_pred, strict=True)]
-    types = sorted({entity[0] for true, pred in rows for entity in true | pred})
-    place = {name: i for i, name in enumerate(types)}
-    counts = np.zeros((len(rows), len(types), 3))
+    names = list(types) if types is not None else sorted({entity[0] for true, pred in rows for entity in true | pred})
+    place = {name: i for i, name in enumerate(names)}
+    counts = np.zeros((len(rows), len(names), 3))
     for row, (true, pred) in enumerate(rows):
         for column, entities in enumerate((true & pred, pred, true)):
             for name, count in Counter(entity[0] for entity in entities).items():
                 counts[row, place[name], column] = count
-    return types, counts
+    return names, counts
 
 
-def _ratio(counts: NDArray[np.float64], kind: str) -> NDArray[np.float64]:
+def _ratio(counts: NDArray[np.float64], kind: SpanRatio) -> NDArray[np.float64]:
     right, predicted, true = np.moveaxis(counts, -1, 0)
     part, whole = {"f1": (2 * right, predicted + true), "precision": (right, predicted), "recall": (right, true)}[kind]
     return np.divide(part, whole, out=np.zeros_like(part), where=whole > 0)

@@ -20,6 +20,7 @@ from warmstart.errors import DataError, UsageError
 
 Weights = NDArray[np.floating[Any]]  # (B, N): B resamples of N rows
 Values = NDArray[np.float64]  # (B,): the statistic of each resample, NaN where it is undefined
+Statistic = Callable[[Weights], Values]
 
 RESAMPLES = 1000
 _GROUPS = 200  # jackknife groups: enough for the acceleration, and far fewer than rows
@@ -57,7 +58,7 @@ def wilson(successes: int, n: int, *, confidence: float = 0.95) -> Metric:
             value=f"{successes} of {n}",
             fix="count the successes among these n rows only",
         )
-    z = _quantile(confidence)
+    z = quantile(confidence)
     p = successes / n
     middle = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
@@ -65,8 +66,34 @@ def wilson(successes: int, n: int, *, confidence: float = 0.95) -> Metric:
     return Metric(p, min(p, max(0.0, middle - half)), max(p, min(1.0, middle + half)))
 
 
+@dataclass(frozen=True, slots=True)
+class Resampled:
+    """A statistic's value, its values in bootstrap resamples (sorted) and without each jackknife group; none is NaN."""
+
+    value: float
+    draws: Values
+    left_out: Values
+
+    @property
+    def deviation(self) -> float:
+        """The statistic's standard error, as the resamples estimate it."""
+        return float(self.draws.std(ddof=1)) if self.draws.size > 1 else 0.0
+
+    def interval(self, confidence: float = 0.95) -> Metric:
+        """The BCa interval; see `bootstrap`. Raises UsageError `confidence-range`."""
+        z = quantile(confidence)
+        if not self._moves:
+            return Metric(self.value, self.value, self.value)
+        lo, hi = _bca(self.value, self.draws, self.left_out, z)
+        return Metric(self.value, min(lo, self.value), max(hi, self.value))
+
+    @property
+    def _moves(self) -> bool:
+        return self.draws.size > 0 and not self.draws[0] == self.value == self.draws[-1]
+
+
 def bootstrap(
-    statistic: Callable[[Weights], Values],
+    statistic: Statistic,
     n: int,
     *,
     seed: int = 0,
@@ -93,8 +120,19 @@ def bootstrap(
     >>> bootstrap(lambda weights: weights @ x / weights.sum(axis=1), 100)
     Metric(value=49.5, lo=43.4..., hi=54.9...)
     """
+    quantile(confidence)
+    found = resample(statistic, n, seed=seed, resamples=resamples)
+    return None if found is None else found.interval(confidence)
+
+
+def resample(statistic: Statistic, n: int, *, seed: int = 0, resamples: int = RESAMPLES) -> Resampled | None:
+    """The draws that `bootstrap` makes its interval of; None where the value is undefined. Raises as it does.
+
+    >>> x = np.arange(100.0)
+    >>> round(resample(lambda weights: weights @ x / weights.sum(axis=1), 100).deviation, 1)
+    3.0
+    """
     require_rows(n)
-    z = _quantile(confidence)
     if resamples < 100:
         raise UsageError(
             "resamples-range",
@@ -106,15 +144,15 @@ def bootstrap(
     value = float(statistic(np.ones((1, n), dtype))[0])
     if math.isnan(value):
         return None
-    draws = _over_chunks(statistic, lambda b: _resample(seed, b, n), resamples, n, dtype)
+    draws = over_chunks(statistic, lambda b: _resample(seed, b, n), resamples, n)
     draws = np.sort(draws[~np.isnan(draws)])
-    if draws.size == 0 or (draws[0] == value and draws[-1] == value):
-        return Metric(value, value, value)
+    found = Resampled(value, draws, np.zeros(0))
+    if not found._moves:
+        return found
     groups = min(n, _GROUPS)
-    group_of = np.argsort(_raw(seed, resamples, n), kind="stable") % groups
-    left_out = _over_chunks(statistic, lambda g: group_of != g, groups, n, dtype)
-    lo, hi = _bca(value, draws, left_out[~np.isnan(left_out)], z)
-    return Metric(value, min(lo, value), max(hi, value))
+    group_of = np.argsort(raw_bits(seed, resamples, n), kind="stable") % groups
+    left_out = over_chunks(statistic, lambda g: group_of != g, groups, n)
+    return Resampled(value, draws, left_out[~np.isnan(left_out)])
 
 
 def require_rows(n: int) -> None:
@@ -123,7 +161,8 @@ def require_rows(n: int) -> None:
         raise DataError("no-rows", "a metric needs at least one row, and got none", fix="give rows that carry labels")
 
 
-def _quantile(confidence: float) -> float:
+def quantile(confidence: float) -> float:
+    """How many standard errors a normal interval reaches to each side. Raises UsageError `confidence-range`."""
     if not 0 < confidence < 1:
         raise UsageError(
             "confidence-range",
@@ -134,7 +173,7 @@ def _quantile(confidence: float) -> float:
     return NormalDist().inv_cdf((1 + confidence) / 2)
 
 
-def _raw(seed: int, stream: int, n: int) -> NDArray[np.uint64]:
+def raw_bits(seed: int, stream: int, n: int) -> NDArray[np.uint64]:
     """n uint64 that depend on nothing but the arguments: the stream is the second word of Philox's counter."""
     words = np.array([0, stream, 0, 0], dtype=np.uint64)
     return np.random.Philox(key=seed % (1 << 128), counter=words).random_raw(n)
@@ -143,18 +182,13 @@ def _raw(seed: int, stream: int, n: int) -> NDArray[np.uint64]:
 def _resample(seed: int, index: int, n: int) -> NDArray[np.int64]:
     """How often each of n rows was drawn in n draws with replacement: (n,)."""
     # The high 32 bits scaled to [0, n): the bias is below n / 2**32.
-    rows = ((_raw(seed, index, n) >> np.uint64(32)) * np.uint64(n)) >> np.uint64(32)
+    rows = ((raw_bits(seed, index, n) >> np.uint64(32)) * np.uint64(n)) >> np.uint64(32)
     return np.bincount(rows.astype(np.int64), minlength=n)
 
 
-def _over_chunks(
-    statistic: Callable[[Weights], Values],
-    weights_of: Callable[[int], NDArray[Any]],
-    count: int,
-    n: int,
-    dtype: type[np.floating[Any]],
-) -> Values:
-    """The statistic at `count` rows of weights, as many of them in memory at a time as the budget allows."""
+def over_chunks(statistic: Statistic, weights_of: Callable[[int], NDArray[Any]], count: int, n: int) -> Values:
+    """The statistic at `count` rows of n weights, as many of them in memory at a time as the budget allows."""
+    dtype = np.float32 if n < _EXACT_IN_FLOAT32 else np.float64
     step = max(1, _CHUNK // n)
     values = np.empty(count)
     for start in range(0, count, step):

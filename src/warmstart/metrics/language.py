@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from warmstart.errors import UsageError
-from warmstart.metrics.interval import RESAMPLES, Metric, Values, Weights, bootstrap, require_rows
+from warmstart.metrics.interval import RESAMPLES, Metric, Statistic, Values, Weights, bootstrap, require_rows
 
 
 def perplexity(
@@ -20,6 +20,12 @@ def perplexity(
     >>> perplexity([0.0, 2 * np.log(4)], [2, 2]).value
     2.0
     """
+    statistic = perplexity_statistic(losses, tokens)
+    return bootstrap(statistic, len(np.asarray(losses)), seed=seed, resamples=resamples, confidence=confidence)
+
+
+def perplexity_statistic(losses: ArrayLike, tokens: ArrayLike) -> Statistic:
+    """`perplexity` as a function of weights (B, N)."""
     sums, counts = np.asarray(losses, np.float64), np.asarray(tokens, np.float64)
     if sums.ndim != 1 or sums.shape != counts.shape:
         raise UsageError(
@@ -35,4 +41,4 @@ def perplexity(
         mean = np.divide(weights @ sums, total, out=np.full(len(weights), np.nan), where=total > 0)
         return np.exp(np.minimum(mean, 700.0))  # below infinity
 
-    return bootstrap(statistic, len(sums), seed=seed, resamples=resamples, confidence=confidence)
+    return statistic

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from warmstart.errors import UsageError
-from warmstart.metrics.interval import RESAMPLES, Metric, Values, Weights, bootstrap, require_rows, wilson
+from warmstart.metrics.interval import RESAMPLES, Metric, Statistic, Values, Weights, bootstrap, require_rows, wilson
 
 Floats = NDArray[np.float64]
 
@@ -33,6 +33,14 @@ def micro_f1(
     >>> micro_f1([[1, 0], [1, 1]], [[1, 0], [0, 1]]).value
     0.8
     """
+    statistic = micro_f1_statistic(y_true, y_pred)
+    return _defined(
+        bootstrap(statistic, len(np.asarray(y_true)), seed=seed, resamples=resamples, confidence=confidence)
+    )
+
+
+def micro_f1_statistic(y_true: ArrayLike, y_pred: ArrayLike) -> Statistic:
+    """`micro_f1` as a function of weights (B, N)."""
     true, pred = _indicators(y_true, y_pred)
     counts = np.stack([2 * (true * pred).sum(axis=1), (true + pred).sum(axis=1)], axis=1)  # (N, 2)
 
@@ -40,7 +48,7 @@ def micro_f1(
         part, whole = (weights.astype(np.float64) @ counts).T
         return np.divide(part, whole, out=np.zeros_like(whole), where=whole > 0)
 
-    return _defined(bootstrap(statistic, len(true), seed=seed, resamples=resamples, confidence=confidence))
+    return statistic
 
 
 def multilabel_macro_f1(
@@ -53,6 +61,14 @@ def multilabel_macro_f1(
     >>> multilabel_macro_f1([[1, 0], [1, 1]], [[1, 0], [0, 1]]).value
     0.8333333333333333
     """
+    statistic = multilabel_macro_f1_statistic(y_true, y_pred)
+    return _defined(
+        bootstrap(statistic, len(np.asarray(y_true)), seed=seed, resamples=resamples, confidence=confidence)
+    )
+
+
+def multilabel_macro_f1_statistic(y_true: ArrayLike, y_pred: ArrayLike) -> Statistic:
+    """`multilabel_macro_f1` as a function of weights (B, N)."""
     true, pred = _indicators(y_true, y_pred)
     both, either = 2 * true * pred, true + pred  # (N, L)
 
@@ -61,7 +77,7 @@ def multilabel_macro_f1(
         part, whole = exact @ both, exact @ either  # (B, L)
         return np.divide(part, whole, out=np.zeros_like(whole), where=whole > 0).mean(axis=1)
 
-    return _defined(bootstrap(statistic, len(true), seed=seed, resamples=resamples, confidence=confidence))
+    return statistic
 
 
 def _indicators(y_true: ArrayLike, y_pred: ArrayLike) -> tuple[Floats, Floats]:

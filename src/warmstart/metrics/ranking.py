@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from warmstart.errors import DataError, UsageError
-from warmstart.metrics.interval import RESAMPLES, Metric, Values, Weights, bootstrap, require_rows
+from warmstart.metrics.interval import RESAMPLES, Metric, Statistic, Values, Weights, bootstrap, require_rows
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -37,10 +37,16 @@ def auroc(
     >>> auroc([1, 1], [0.2, 0.9]) is None
     True
     """
+    statistic = auroc_statistic(y_true, scores)
+    n = len(np.asarray(y_true))
+    return statistic and bootstrap(statistic, n, seed=seed, resamples=resamples, confidence=confidence)
+
+
+def auroc_statistic(y_true: ArrayLike, scores: ArrayLike) -> Statistic | None:
+    """`auroc` as a function of weights (B, N)."""
     positive, score = _columns(np.asarray(y_true), np.asarray(scores, np.float64))
     curves = [_Curve.of(p, s) for p, s in zip(positive, score, strict=True) if p.any() and not p.all()]
-    n = positive.shape[1]
-    require_rows(n)
+    require_rows(positive.shape[1])
     if not curves:
         return None
 
@@ -54,7 +60,7 @@ def auroc(
             defined += known
         return np.divide(areas, defined, out=np.full(len(weights), np.nan), where=defined > 0)
 
-    return bootstrap(statistic, n, seed=seed, resamples=resamples, confidence=confidence)
+    return statistic
 
 
 def _columns(true: NDArray[Any], scores: Floats) -> tuple[NDArray[np.bool_], Floats]:

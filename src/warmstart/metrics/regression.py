@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from warmstart.errors import DataError, UsageError
-from warmstart.metrics.interval import RESAMPLES, Metric, Values, Weights, bootstrap, require_rows
+from warmstart.metrics.interval import RESAMPLES, Metric, Statistic, Values, Weights, bootstrap, require_rows
 
 Floats = NDArray[np.float64]
 
@@ -24,6 +24,13 @@ def pearson(
     >>> round(pearson([1.0, 2.0, 3.0, 4.0], [1.0, 3.0, 2.0, 4.0]).value, 12)
     0.8
     """
+    statistic = pearson_statistic(y_true, y_pred)
+    n = len(np.asarray(y_true))
+    return statistic and bootstrap(statistic, n, seed=seed, resamples=resamples, confidence=confidence)
+
+
+def pearson_statistic(y_true: ArrayLike, y_pred: ArrayLike) -> Statistic | None:
+    """`pearson` as a function of weights (B, N)."""
     true, pred = _pair(y_true, y_pred)
     if _constant(true) or _constant(pred):
         return None
@@ -34,7 +41,7 @@ def pearson(
         n, sx, sy, xx, yy, xy = (weights.astype(np.float64) @ moments).T
         return _correlation(xy - sx * sy / n, xx - sx * sx / n, yy - sy * sy / n, n)
 
-    return bootstrap(statistic, true.size, seed=seed, resamples=resamples, confidence=confidence)
+    return statistic
 
 
 def spearman(
@@ -47,6 +54,13 @@ def spearman(
     >>> round(spearman([1.0, 2.0, 3.0, 4.0], [10.0, 30.0, 20.0, 400.0]).value, 12)
     0.8
     """
+    statistic = spearman_statistic(y_true, y_pred)
+    n = len(np.asarray(y_true))
+    return statistic and bootstrap(statistic, n, seed=seed, resamples=resamples, confidence=confidence)
+
+
+def spearman_statistic(y_true: ArrayLike, y_pred: ArrayLike) -> Statistic | None:
+    """`spearman` as a function of weights (B, N)."""
     true, pred = _pair(y_true, y_pred)
     if _constant(true) or _constant(pred):
         return None
@@ -59,7 +73,7 @@ def spearman(
         xy, xx, yy = ((exact * a * b).sum(axis=1) for a, b in ((x, y), (x, x), (y, y)))
         return _correlation(xy, xx, yy, n)
 
-    return bootstrap(statistic, true.size, seed=seed, resamples=resamples, confidence=confidence)
+    return statistic
 
 
 def mae(

@@ -37,7 +37,7 @@ def mrr(
     >>> mrr([[0, 1, 0], [1, 0]], [[0.9, 0.5, 0.1], [0.8, 0.2]]).value
     0.75
     """
-    return _mean_over_queries(_reciprocal_rank, relevance, scores, seed, resamples, confidence)
+    return _mean_over_queries(reciprocal_ranks(relevance, scores), seed, resamples, confidence)
 
 
 def ndcg(
@@ -59,7 +59,25 @@ def ndcg(
     >>> ndcg([[3, 2, 0]], [[0.9, 0.5, 0.1]]).value
     1.0
     """
-    return _mean_over_queries(_normalised_gain, relevance, scores, seed, resamples, confidence)
+    return _mean_over_queries(gains(relevance, scores), seed, resamples, confidence)
+
+
+def reciprocal_ranks(relevance: Sequence[ArrayLike], scores: Sequence[ArrayLike]) -> Floats:
+    """What `mrr` is the mean of: each query's own, NaN for a query without a relevant candidate; shape (queries,).
+
+    >>> reciprocal_ranks([[0, 1, 0], [0, 0]], [[0.9, 0.5, 0.1], [0.8, 0.2]])
+    array([0.5, nan])
+    """
+    return _each_query(_reciprocal_rank, relevance, scores)
+
+
+def gains(relevance: Sequence[ArrayLike], scores: Sequence[ArrayLike]) -> Floats:
+    """What `ndcg` is the mean of: each query's own, NaN for a query without a relevant candidate; shape (queries,).
+
+    >>> gains([[3, 2, 0], [0, 0]], [[0.9, 0.5, 0.1], [0.8, 0.2]])
+    array([ 1., nan])
+    """
+    return _each_query(_normalised_gain, relevance, scores)
 
 
 def mean(values: ArrayLike, *, seed: int = 0, resamples: int = RESAMPLES, confidence: float = 0.95) -> Metric:
@@ -81,20 +99,17 @@ def mean(values: ArrayLike, *, seed: int = 0, resamples: int = RESAMPLES, confid
     return metric
 
 
-def _mean_over_queries(
-    judge: Any,
-    relevance: Sequence[ArrayLike],
-    scores: Sequence[ArrayLike],
-    seed: int,
-    resamples: int,
-    confidence: float,
-) -> Metric | None:
+def _mean_over_queries(values: Floats, seed: int, resamples: int, confidence: float) -> Metric | None:
+    judged = values[~np.isnan(values)]
+    return mean(judged, seed=seed, resamples=resamples, confidence=confidence) if judged.size else None
+
+
+def _each_query(judge: Any, relevance: Sequence[ArrayLike], scores: Sequence[ArrayLike]) -> Floats:
     if len(relevance) != len(scores):
         raise _shapes(f"{len(relevance)} and {len(scores)} queries")
     require_rows(len(relevance))
     lists = [_checked(i, r, s) for i, (r, s) in enumerate(zip(relevance, scores, strict=True))]
-    judged = [judge(*pair) for pair in lists if pair[0].any()]
-    return mean(judged, seed=seed, resamples=resamples, confidence=confidence) if judged else None
+    return np.array([judge(*pair) if pair[0].any() else np.nan for pair in lists])
 
 
 def _checked(query: int, relevance: ArrayLike, scores: ArrayLike) -> tuple[Floats, Floats]:

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from warmstart import metrics
 from warmstart.errors import DataError, UsageError
 from warmstart.features import Array
+from warmstart.metrics import Measure
 from warmstart.rows import Field, Labels, Row
-from warmstart.tasks.contract import Scores, checked_options
+from warmstart.tasks.contract import Scores, checked_options, judged
 
 OUTSIDE = -1  # the target of a row whose label is none of the candidates
 
@@ -134,13 +134,15 @@ def judge(
         inside[i] = target != OUTSIDE
         correct[i] = inside[i] and prediction.labels[0] == candidates[target]
         best[i] = prediction.scores[0]
-    found_metrics: dict[str, metrics.Metric] = {}
-    if inside.any():
-        found_metrics["accuracy"] = metrics.wilson(int(correct.sum()), int(inside.sum()))
-    area = metrics.auroc(inside.astype(np.int64), best)
-    if area is not None:
-        found_metrics["in_scope_auroc"] = area
-    return Scores({"loss": losses, "correct": correct, "in_scope": inside}, found_metrics, primary="accuracy")
+    return judged(
+        {"loss": losses, "correct": correct, "in_scope": inside, "best_score": best},
+        {
+            "accuracy": Measure("share", ("correct", "in_scope")),
+            "in_scope_auroc": Measure("auroc", ("in_scope", "best_score")),
+        },
+        primary="accuracy",
+        labels=named,
+    )
 
 
 def cross_entropy(probabilities: Array, target: int) -> float:

@@ -18,22 +18,41 @@ import numpy as np
 
 from warmstart.errors import DataError, UsageError, did_you_mean
 from warmstart.features import Array, Batch, Feature, Pad
-from warmstart.metrics import Metric
+from warmstart.metrics import Measure, Metric
 from warmstart.rows import Field, Row
 from warmstart.tokenization import Tokenizer
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Judged predictions: `per_example` arrays of shape (rows,) (always `loss`), and metrics with their intervals.
+    """Judged predictions: `per_example` arrays whose first axis is the row (always `loss`), and metrics with intervals.
 
     `primary` names the metric by which a run chooses its weights, larger is better; it may be undefined for some
-    predictions and then is not among the metrics. Without a name, weights are chosen by the loss.
+    predictions and then is not among the metrics. Without a name, weights are chosen by the loss. `measures` say how
+    a metric is computed from `per_example`: two models are compared by those. `labels` are the model's, in the order in
+    which the arrays named in `by_label` number them (rows,) or list them (rows, labels, …). See `judged`.
     """
 
     per_example: Mapping[str, Array]
     metrics: Mapping[str, Metric] = field(default_factory=dict)
     primary: str | None = None
+    measures: Mapping[str, Measure] = field(default_factory=dict)
+    labels: tuple[str, ...] = ()
+    by_label: tuple[str, ...] = ()
+
+
+def judged(
+    per_example: Mapping[str, Array],
+    measures: Mapping[str, Measure],
+    *,
+    primary: str | None = None,
+    labels: tuple[str, ...] = (),
+    by_label: tuple[str, ...] = (),
+) -> Scores:
+    """Scores whose metrics are what the measures make of the arrays; one that these rows do not define is left out."""
+    found = {name: measure.of(per_example) for name, measure in measures.items()}
+    metrics = {name: metric for name, metric in found.items() if metric is not None}
+    return Scores(per_example, metrics, primary, measures, labels, by_label)
 
 
 @runtime_checkable

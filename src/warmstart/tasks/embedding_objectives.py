@@ -12,9 +12,9 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from warmstart import metrics
 from warmstart.features import Array
-from warmstart.tasks.contract import Scores
+from warmstart.metrics import Measure
+from warmstart.tasks.contract import Scores, judged
 
 ObjectiveName = Literal["auto", "in-batch-negatives", "cosine", "triplet", "cosent"]
 
@@ -86,10 +86,10 @@ class InBatchNegatives:
             above = (others & (cosines > own[:, None])).sum(axis=1)
             ranks[part] = 1 + above + (others & (cosines == own[:, None])).sum(axis=1) / 2
         right = ranks == 1
-        return Scores(
-            per_example={"loss": losses, "correct": right},
+        return judged(
+            {"loss": losses, "correct": right, "reciprocal_rank": 1 / ranks},
+            {"accuracy": Measure("share", ("correct",)), "mrr": Measure("mean", ("reciprocal_rank",))},
             primary="mrr",
-            metrics={"accuracy": metrics.wilson(int(right.sum()), len(right)), "mrr": metrics.mean(1 / ranks)},
         )
 
 
@@ -149,24 +149,23 @@ class Triplet:
         """Accuracy: the second text is nearer than the negative."""
         near, far = _cosines(vectors.first, vectors.second), _cosines(vectors.first, vectors.negatives)
         right = near > far
-        return Scores(
-            per_example={"loss": np.maximum(far - near + self.margin, 0), "correct": right},
+        return judged(
+            {"loss": np.maximum(far - near + self.margin, 0), "correct": right},
+            {"accuracy": Measure("share", ("correct",))},
             primary="accuracy",
-            metrics={"accuracy": metrics.wilson(int(right.sum()), len(right))},
         )
 
 
 def _score_pairs(vectors: Vectors) -> Scores:
     cosines = _cosines(vectors.first, vectors.second)
     error = cosines - vectors.scores
-    found = {
-        "spearman": metrics.spearman(vectors.scores, cosines),
-        "pearson": metrics.pearson(vectors.scores, cosines),
-    }
-    return Scores(
-        per_example={"loss": error**2, "error": error},
+    return judged(
+        {"loss": error**2, "error": error, "true": np.asarray(vectors.scores), "predicted": cosines},
+        {
+            "spearman": Measure("spearman", ("true", "predicted")),
+            "pearson": Measure("pearson", ("true", "predicted")),
+        },
         primary="spearman",
-        metrics={name: metric for name, metric in found.items() if metric is not None},  # None: all scores are equal
     )
 
 

@@ -14,10 +14,10 @@ import numpy as np
 
 from warmstart.errors import CheckpointError, UsageError
 from warmstart.features import Array, Batch, Feature, Pad
-from warmstart.metrics import perplexity
+from warmstart.metrics import Measure
 from warmstart.randomness import generator
 from warmstart.rows import Field, Row
-from warmstart.tasks.contract import Scores, checked_options, for_score, text_of
+from warmstart.tasks.contract import Scores, checked_options, for_score, judged, text_of
 from warmstart.tasks.position_head import logits_at
 from warmstart.tokenization import Tokenizer
 
@@ -194,10 +194,9 @@ class FillMask:
         """Perplexity: e to the mean loss of all the tokens that were to be guessed. Weights are chosen by the loss."""
         losses = [np.zeros(0) if p.losses is None else p.losses.astype(np.float64) for p in predictions]
         sums, counts = np.array([each.sum() for each in losses]), np.array([len(each) for each in losses])
-        found = perplexity(sums, counts)
-        return Scores(
-            per_example={"loss": sums / np.maximum(counts, 1), "guessed": counts},
-            metrics={} if found is None else {"perplexity": found},
+        return judged(
+            {"loss": sums / np.maximum(counts, 1), "guessed": counts},
+            {"perplexity": Measure("perplexity", ("loss", "guessed"))},
         )
 
     def _candidates(

@@ -13,11 +13,11 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from warmstart import metrics
 from warmstart.errors import Where
 from warmstart.features import Array
+from warmstart.metrics import Measure
 from warmstart.rows import Labels, Row, number
-from warmstart.tasks.contract import Scores
+from warmstart.tasks.contract import Scores, judged
 
 ProblemName = Literal["single", "multi", "regression"]
 
@@ -83,15 +83,18 @@ class SingleLabel:
     def score(self, truth: Array, scores: Array) -> Scores:
         predicted = scores.argmax(axis=1)
         picked = scores[np.arange(len(truth)), truth]
-        return Scores(
-            per_example={"loss": _negative_log(picked), "correct": predicted == truth},
+        right = {"loss": _negative_log(picked), "correct": predicted == truth}
+        return judged(
+            {**right, "true": truth, "predicted": predicted, "scores": scores},
+            {
+                "accuracy": Measure("share", ("correct",)),
+                "macro_f1": Measure("macro-f1", ("true", "predicted")),
+                "mcc": Measure("mcc", ("true", "predicted")),
+                "auroc": Measure("auroc", ("true", "scores")),
+            },
             primary="accuracy",
-            metrics=_defined(
-                accuracy=metrics.accuracy(truth, predicted),
-                macro_f1=metrics.macro_f1(truth, predicted),
-                mcc=metrics.matthews(truth, predicted),
-                auroc=metrics.auroc(truth, scores),
-            ),
+            labels=self.labels.names,
+            by_label=("true", "predicted", "scores"),
         )
 
 
@@ -118,18 +121,18 @@ class MultiLabel:
         truth = truth.astype(np.int64)
         predicted = (scores >= self.threshold).astype(np.int64)
         likelihood = np.where(truth == 1, scores, 1 - scores)
-        return Scores(
-            per_example={
-                "loss": _negative_log(likelihood).mean(axis=1),
-                "correct": (predicted == truth).all(axis=1),
+        right = {"loss": _negative_log(likelihood).mean(axis=1), "correct": (predicted == truth).all(axis=1)}
+        return judged(
+            {**right, "true": truth, "predicted": predicted, "scores": scores},
+            {
+                "accuracy": Measure("share", ("correct",)),
+                "micro_f1": Measure("micro-f1", ("true", "predicted")),
+                "macro_f1": Measure("multilabel-macro-f1", ("true", "predicted")),
+                "auroc": Measure("auroc", ("true", "scores")),
             },
             primary="accuracy",
-            metrics=_defined(
-                accuracy=metrics.exact_match(truth, predicted),
-                micro_f1=metrics.micro_f1(truth, predicted),
-                macro_f1=metrics.multilabel_macro_f1(truth, predicted),
-                auroc=metrics.auroc(truth, scores),
-            ),
+            labels=self.labels.names,
+            by_label=("true", "predicted", "scores"),
         )
 
 
@@ -153,21 +156,16 @@ class Regression:
     def score(self, truth: Array, scores: Array) -> Scores:
         predicted, truth = scores[:, 0], truth.astype(np.float64)
         error = predicted - truth
-        return Scores(
-            per_example={"loss": error**2, "error": error},
+        return judged(
+            {"loss": error**2, "error": error, "true": truth, "predicted": predicted},
+            {
+                "pearson": Measure("pearson", ("true", "predicted")),
+                "spearman": Measure("spearman", ("true", "predicted")),
+                "mae": Measure("mean-absolute", ("error",)),
+            },
             primary="pearson",
-            metrics=_defined(
-                pearson=metrics.pearson(truth, predicted),
-                spearman=metrics.spearman(truth, predicted),
-                mae=metrics.mae(truth, predicted),
-            ),
         )
 
 
 def _negative_log(likelihood: Array) -> Array:
     return -np.log(np.maximum(likelihood, 1e-300))
-
-
-def _defined(**found: metrics.Metric | None) -> dict[str, metrics.Metric]:
-    """Metrics that these rows define: an AUROC needs two classes, a correlation two different values."""
-    return {name: metric for name, metric in found.items() if metric is not None}

@@ -15,9 +15,10 @@ import numpy as np
 from warmstart import metrics
 from warmstart.errors import UsageError, Where
 from warmstart.features import Array, Batch, Feature, Pad
+from warmstart.metrics import Measure
 from warmstart.rows import Field, GoldAnswer, Placed, Row, place, read_answers
 from warmstart.tasks.answer_spans import Window, best_spans, target_tokens, token_spans, window_loss
-from warmstart.tasks.contract import Scores, checked_options, for_score, text_of
+from warmstart.tasks.contract import Scores, checked_options, for_score, judged, text_of
 from warmstart.tokenization import Encoded, Tokenizer
 
 log = logging.getLogger("warmstart")
@@ -217,10 +218,10 @@ class QuestionAnswering:
         texts = [[answer.text for answer in answers] for answers in golds]
         exact, f1 = metrics.answer_scores([prediction.answer for prediction in predictions], texts)
         losses = [_loss(*each) for each in zip(predictions, rows, golds, strict=True)]
-        return Scores(
-            per_example={"loss": np.array(losses), "correct": exact, "f1": f1},
+        return judged(
+            {"loss": np.array(losses), "correct": exact, "f1": f1},
+            {"exact_match": Measure("share", ("correct",)), "f1": Measure("mean", ("f1",))},
             primary="f1",
-            metrics={"exact_match": metrics.wilson(int(exact.sum()), len(exact)), "f1": metrics.mean(f1)},
         )
 
     def _with_targets(

@@ -14,8 +14,9 @@ import numpy as np
 from warmstart import metrics
 from warmstart.errors import CheckpointError, DataError, UsageError
 from warmstart.features import Array, Batch, Feature, Pad
+from warmstart.metrics import Measure
 from warmstart.rows import Field, Row, number
-from warmstart.tasks.contract import Scores, checked_options, for_score, text_of
+from warmstart.tasks.contract import Scores, checked_options, for_score, judged, text_of
 from warmstart.tokenization import Tokenizer
 
 Activation = Literal["sigmoid", "identity"]
@@ -205,20 +206,38 @@ class Rerank:
         relevance = [np.concatenate([labels[i] for i in members]) for members in queries.values()]
         ranked = [np.concatenate([logits[i] for i in members]) for members in queries.values()]
         several = [k for k, found in enumerate(relevance) if len(found) > 1]
-        truth, scores = np.concatenate(labels), np.concatenate(logits)
+        truth = np.concatenate(labels)
+        number = np.zeros(len(rows), np.int64)  # of each row's query
+        for k, members in enumerate(queries.values()):
+            number[members] = k
+        columns = {"loss": np.array(losses), "query_number": number, "true": _side_by_side(labels)}
+        columns["scores"] = _side_by_side(logits)
+        measures: dict[str, Measure] = {}
+        if several:
+            firsts = [members[0] for members in queries.values()]
+            for name, judge in (("ndcg", metrics.gains), ("mrr", metrics.reciprocal_ranks)):
+                columns[name] = np.full(len(rows), np.nan)  # a query's value stands in its first row
+                columns[name][[firsts[k] for k in several]] = judge(
+                    [relevance[k] for k in several], [ranked[k] for k in several]
+                )
+                measures[name] = Measure("mean", (name,), unit="query_number")
         binary = bool(np.isin(truth, (0, 1)).all())
-        measured = {
-            "ndcg": metrics.ndcg([relevance[k] for k in several], [ranked[k] for k in several]) if several else None,
-            "mrr": metrics.mrr([relevance[k] for k in several], [ranked[k] for k in several]) if several else None,
-            "auroc": metrics.auroc(truth.astype(np.int64), scores) if binary else None,
-            "spearman": None if binary else metrics.spearman(truth, scores),
-        }
-        found = {name: metric for name, metric in measured.items() if metric is not None}
+        measures["auroc" if binary else "spearman"] = Measure(
+            "list-auroc" if binary else "list-spearman", ("true", "scores"), unit="query_number"
+        )
+        found = judged(columns, measures)
         # A few pairs that happen to share a query say less than the labels of all.
         ranked_rows = 2 * sum(len(relevance[k]) for k in several) >= len(truth)
         order = ("ndcg", "auroc", "spearman") if ranked_rows else ("auroc", "spearman", "ndcg")
-        primary = next((name for name in order if name in found), None)
-        return Scores(per_example={"loss": np.array(losses)}, primary=primary, metrics=found)
+        return dataclasses.replace(found, primary=next((name for name in order if name in found.metrics), None))
+
+
+def _side_by_side(lists: Sequence[Array]) -> Array:
+    """Lists of different lengths as one array (rows, longest), NaN after their ends."""
+    table = np.full((len(lists), max(map(len, lists), default=0)), np.nan)
+    for row, values in zip(table, lists, strict=True):
+        row[: len(values)] = values
+    return table
 
 
 def _passages(row: Row) -> list[str]:

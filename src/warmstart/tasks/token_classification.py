@@ -16,8 +16,9 @@ import numpy as np
 from warmstart import metrics
 from warmstart.errors import UsageError
 from warmstart.features import Array, Batch, Feature, Pad
+from warmstart.metrics import Measure
 from warmstart.rows import Field, Labels, Row
-from warmstart.tasks.contract import Scores, checked_options, for_score
+from warmstart.tasks.contract import Scores, checked_options, for_score, judged
 from warmstart.tasks.entity_spans import (
     IGNORED,
     Aggregation,
@@ -202,15 +203,30 @@ class TokenClassification:
         that were seen, NaN for predictions that were read back from JSON.
         """
         compared = [self._compare(prediction, row) for prediction, row in zip(predictions, rows, strict=True)]
-        found = metrics.entity_scores([each.true for each in compared], [each.predicted for each in compared])
-        accuracy = metrics.tag_accuracy([each.right for each in compared], [each.tags for each in compared])
-        return Scores(
-            per_example={
+        types, counts = metrics.entity_counts(
+            [each.true for each in compared], [each.predicted for each in compared], self._tagging.types.names
+        )
+        reads = ("entity_counts",)
+        by_type = {f"f1_{name}": Measure("span-f1", reads, index=i) for i, name in sorted(enumerate(types), key=_name)}
+        return judged(
+            {
                 "loss": np.array([each.loss for each in compared]),
                 "correct": np.array([each.true == each.predicted for each in compared]),
+                "entity_counts": counts,
+                "right_tags": np.array([each.right for each in compared]),
+                "judged_tags": np.array([each.tags for each in compared]),
             },
-            metrics=found if accuracy is None else {**found, "accuracy": accuracy},
+            {
+                "f1": Measure("span-f1", reads),
+                "precision": Measure("span-precision", reads),
+                "recall": Measure("span-recall", reads),
+                "macro_f1": Measure("span-macro-f1", reads),
+                **by_type,
+                "accuracy": Measure("ratio", ("right_tags", "judged_tags")),
+            },
             primary="accuracy" if self._tagging.outside is None else "f1",
+            labels=tuple(types),
+            by_label=reads,
         )
 
     def repairs(self, rows: Sequence[Row]) -> dict[str, int]:
@@ -281,6 +297,10 @@ class _Compared:
     loss: float
     right: int
     tags: int
+
+
+def _name(numbered: tuple[int, str]) -> str:
+    return numbered[1]
 
 
 def _say(repairs: Counter[str]) -> None:
