@@ -19,9 +19,9 @@ from typing import Any
 import unlabelled
 
 import warmstart as ws
+from warmstart.evaluation import Evaluation
 from warmstart.rows import read
 from warmstart.tasks import find_task
-from warmstart.verbs.evaluate import Evaluation
 from warmstart.verbs.train import Run
 
 HERE = Path(__file__).parent

@@ -15,7 +15,11 @@ import warmstart as ws
 
 CLASSES = {
     "CheckpointError",
+<<<<<<< HEAD
     "Checkpointer",
+=======
+    "Comparison",
+>>>>>>> 8b6bc9e (Compare: pairing, differences, disagreements; evaluations are read back from their predictions)
     "DataError",
     "Evaluation",
     "Export",
@@ -28,7 +32,7 @@ CLASSES = {
     "UsageError",
     "WarmstartError",
 }
-FUNCTIONS = {"batches", "evaluate", "export", "load", "load_for", "pad", "search", "serve", "train", "unpad"}
+FUNCTIONS = {"batches", "compare", "evaluate", "export", "load", "load_for", "pad", "search", "serve", "train", "unpad"}
 
 
 def test_these_are_the_public_names() -> None:
@@ -74,6 +78,7 @@ def test_signatures_are_those_of_the_documentation() -> None:
         "progress", "force",
     ]  # fmt: skip
     assert names(ws.evaluate) == ["pipeline", "data", "columns", "progress"]
+    assert names(ws.compare) == ["a", "b"]
     assert names(ws.export) == [
         "model", "output", "format", "precision", "data", "columns", "task", "options", "tolerance",
     ]  # fmt: skip
@@ -89,5 +94,5 @@ def test_errors_are_one_tree_with_exit_codes() -> None:
 
 
 def test_results_are_frozen_values() -> None:
-    for kind in (ws.Pipeline, ws.Run, ws.Evaluation, ws.Export):
+    for kind in (ws.Pipeline, ws.Run, ws.Evaluation, ws.Comparison, ws.Export):
         assert kind.__dataclass_params__.frozen  # type: ignore[attr-defined]

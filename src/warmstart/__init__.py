@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from warmstart.engine.unpad import pad, unpad
     from warmstart.errors import CheckpointError, DataError, TrainingError, UsageError, WarmstartError
+    from warmstart.evaluation.comparison import Comparison
+    from warmstart.evaluation.result import Evaluation
     from warmstart.pipeline import Pipeline
     from warmstart.serving.limits import Limits
     from warmstart.serving.server import serve
@@ -23,7 +25,8 @@ if TYPE_CHECKING:
     from warmstart.training.checkpointer import Checkpointer
     from warmstart.training.config import TrainConfig
     from warmstart.verbs.choose import load_for
-    from warmstart.verbs.evaluate import Evaluation, evaluate
+    from warmstart.verbs.compare import compare
+    from warmstart.verbs.evaluate import evaluate
     from warmstart.verbs.export import export
     from warmstart.verbs.export_graph import Export
     from warmstart.verbs.load import load
@@ -36,8 +39,9 @@ __version__ = "0.1.0"
 _HOME = {
     "CheckpointError": "warmstart.errors",
     "Checkpointer": "warmstart.training.checkpointer",
+    "Comparison": "warmstart.evaluation.comparison",
     "DataError": "warmstart.errors",
-    "Evaluation": "warmstart.verbs.evaluate",
+    "Evaluation": "warmstart.evaluation.result",
     "Export": "warmstart.verbs.export_graph",
     "Limits": "warmstart.serving.limits",
     "Pipeline": "warmstart.pipeline",
@@ -48,6 +52,7 @@ _HOME = {
     "UsageError": "warmstart.errors",
     "WarmstartError": "warmstart.errors",
     "batches": "warmstart.training.batches",
+    "compare": "warmstart.verbs.compare",
     "evaluate": "warmstart.verbs.evaluate",
     "export": "warmstart.verbs.export",
     "load": "warmstart.verbs.load",
@@ -62,6 +67,7 @@ _HOME = {
 __all__ = [
     "CheckpointError",
     "Checkpointer",
+    "Comparison",
     "DataError",
     "Evaluation",
     "Export",
@@ -74,6 +80,7 @@ __all__ = [
     "UsageError",
     "WarmstartError",
     "batches",
+    "compare",
     "evaluate",
     "export",
     "load",

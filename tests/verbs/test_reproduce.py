@@ -14,7 +14,7 @@ import warmstart as ws
 from support.runs import FAST, reviews
 from warmstart.cli.main import run as command_line
 from warmstart.training.run import RunDirectory
-from warmstart.verbs.reproduce import compared, mcnemar, reproduce
+from warmstart.verbs.reproduce import compared, reproduce
 
 ROWS = reviews(60)
 
@@ -108,10 +108,3 @@ def test_what_cannot_be_reproduced_is_an_error_with_a_next_step(
         reproduce(listed.path)
     assert caught.value.code == "recipe-without-data" and "--data" in caught.value.fix
     assert reproduce(listed.path, data=ROWS[:24]).answer == "bit-identical"
-
-
-def test_the_exact_mcnemar_test_is_the_binomial_one() -> None:
-    from math import comb
-
-    assert mcnemar(5, 5) == 1.0 and mcnemar(0, 10) == pytest.approx(2 / 2**10)
-    assert mcnemar(3, 9) == pytest.approx(2 * sum(comb(12, k) for k in range(4)) / 2**12)

@@ -36,7 +36,8 @@ def command(
     \b
     warmstart evaluate -m runs/a -d test.jsonl
     """
-    from warmstart.verbs.evaluate import evaluate, make_folder
+    from warmstart.evaluation import make_folder
+    from warmstart.verbs.evaluate import evaluate
     from warmstart.verbs.load import load
 
     if output is not None:

@@ -21,6 +21,7 @@ COMMANDS: Mapping[str, str] = {
     "predict": "Predict for texts, a file or a pipe.",
     "train": "Fine-tune a checkpoint on labelled rows.",
     "evaluate": "Judge a checkpoint on labelled rows.",
+    "compare": "Compare two results on the same rows, and say whether chance would do that.",
     "export": "Write a checkpoint as a graph that predicts without torch.",
     "serve": "Answer over HTTP, with several protocols on one port.",
     "bench": "Measure a checkpoint on your rows, beside what you would use without us.",

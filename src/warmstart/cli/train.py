@@ -14,7 +14,7 @@ from warmstart.cli.options import columns_option, option_option, task_option
 from warmstart.errors import UsageError
 
 if TYPE_CHECKING:
-    from warmstart.verbs.evaluate import Evaluation
+    from warmstart.evaluation import Evaluation
     from warmstart.verbs.fitting import Progress
 
 

@@ -21,6 +21,7 @@ HARDEST = 20  # rows shown
 DOTS = 1500  # points of a scatter plot
 _COMMON = {"tokens", "truncated", "flags"}  # what every task's prediction has
 _OURS = {"row", "prediction", "loss", "correct", "error", "label"}  # columns that are no input field
+_ABOUT = b"warmstart"  # where the file says what its columns are
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,7 @@ def judge(path: Path) -> Judged | None:
     if not path.is_file():
         return None
     tally = _Tally()
+    tally.inputs = _inputs(path)
     note = ""
     try:
         for record in _records(path):
@@ -63,6 +65,14 @@ def judge(path: Path) -> Judged | None:
     if tally.unread:
         note = f"{note} {tally.unread} rows without a readable prediction were left out.".strip()
     return tally.judged(note)
+
+
+def _inputs(path: Path) -> set[str] | None:
+    """The columns that are input fields; None where the file does not say it."""
+    try:
+        return set(json.loads((pq.read_schema(path).metadata or {})[_ABOUT])["fields"]) - {"label"}
+    except (pa.ArrowException, OSError, ValueError, TypeError, KeyError, MemoryError):
+        return None
 
 
 def _records(path: Path) -> Iterator[dict[str, Any]]:
@@ -77,6 +87,7 @@ class _Tally:
     def __init__(self) -> None:
         self.rows = 0
         self.unread = 0
+        self.inputs: set[str] | None = None
         self.labels: tuple[str, ...] = ()
         self._known: Labels | None = None
         self.pairs: Counter[tuple[str, str]] = Counter()
@@ -143,7 +154,8 @@ class _Tally:
             return
         index = record.get("row")
         row = index if isinstance(index, int) else self.rows - 1
-        fields = {name: str(value) for name, value in record.items() if name not in _OURS and value is not None}
+        shown = self.inputs if self.inputs is not None else record.keys() - _OURS
+        fields = {name: str(value) for name, value in record.items() if name in shown and value is not None}
         entry = (loss, -self.rows, HardRow(row, fields, true, predicted, score, loss))
         (heapq.heappushpop if len(self.heap) == HARDEST else heapq.heappush)(self.heap, entry)
 

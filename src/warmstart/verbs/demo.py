@@ -10,10 +10,11 @@ from typing import Any
 
 from warmstart.checkpoints import cache_folder, movie_snippets
 from warmstart.errors import Where
+from warmstart.evaluation import Evaluation
 from warmstart.pipeline import Pipeline
 from warmstart.rows import Row, bucket
 from warmstart.training.config import TrainConfig
-from warmstart.verbs.evaluate import Evaluation, evaluate
+from warmstart.verbs.evaluate import evaluate
 from warmstart.verbs.fitting import Progress
 from warmstart.verbs.load import load
 from warmstart.verbs.train import Run, train

@@ -17,6 +17,7 @@ import torch
 
 from warmstart.checkpoints import load_weights, save_model
 from warmstart.errors import CheckpointError, TrainingError, WarmstartError, Where
+from warmstart.evaluation import Evaluation
 from warmstart.pipeline import Pipeline
 from warmstart.rows import Row
 from warmstart.tasks import Task
@@ -33,7 +34,7 @@ from warmstart.training.selection import Selection
 from warmstart.training.snapshots import Snapshot, State, best_steps, save_snapshot
 from warmstart.training.stopping import Stop, listening
 from warmstart.training.threads import threads
-from warmstart.verbs.evaluate import Evaluation, evaluate_rows
+from warmstart.verbs.evaluate import evaluate_rows
 from warmstart.verbs.kept_evaluation import NAME as EVALUATION
 from warmstart.verbs.kept_evaluation import read_evaluation, to_bytes
 from warmstart.verbs.load import options_of

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from warmstart.errors import CheckpointError
+from warmstart.evaluation import Evaluation, scoring_of
 from warmstart.metrics import Metric
 from warmstart.rows import Row
 from warmstart.tasks import Task, as_dict, from_dict
-from warmstart.verbs.evaluate import Evaluation
 
 NAME = "evaluation.json"
 
@@ -21,7 +21,7 @@ def to_bytes(evaluation: Evaluation) -> bytes:
     """The file. Rows are not in it: they are the validation rows of the run. Floats keep every bit."""
     document = {
         **evaluation.as_dict(),
-        "primary": evaluation.primary,
+        **evaluation.scoring(),
         "per_example": {
             name: {"dtype": str(values.dtype), "values": values.tolist()}
             for name, values in evaluation.per_example.items()
@@ -41,13 +41,13 @@ def read_evaluation(folder: Path, task: Task, rows: list[Row]) -> Evaluation:
             task=document["task"],
             rows=document["rows"],
             metrics={name: Metric(**values) for name, values in document["metrics"].items()},
-            primary=document["primary"],
             per_example={
                 name: np.array(stored["values"], dtype=stored["dtype"])
                 for name, stored in document["per_example"].items()
             },
             examples=tuple(rows),
             predictions=tuple(from_dict(task.prediction, values) for values in document["predictions"]),
+            **scoring_of(document),
         )
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from warmstart.errors import UsageError
+from warmstart.metrics import mcnemar
 from warmstart.tasks import find_task
 from warmstart.training.lineage import Difference, differences, identity, numerics_of
 from warmstart.training.memory import Cut
@@ -186,16 +187,3 @@ def _paired(one: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[list[str]
         said.append(f"{lost} rows right before and wrong now, {won} the other way, p = {p:.3f}")
         equal = equal and p >= LEVEL
     return said, equal
-
-
-def mcnemar(lost: int, won: int) -> float:
-    """The exact two-sided McNemar test: how likely is so uneven a split of the rows on which two runs disagree.
-
-    Source: Q. McNemar, "Note on the sampling error of the difference between correlated proportions", Psychometrika
-    12 (1947), with binomial probabilities.
-
-    >>> mcnemar(0, 0), mcnemar(1, 6)
-    (1.0, 0.125)
-    """
-    total, few = lost + won, min(lost, won)
-    return min(1.0, 2 * sum(math.comb(total, k) for k in range(few + 1)) / 2**total)

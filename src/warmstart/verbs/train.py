@@ -12,6 +12,7 @@ from typing import Any
 from warmstart.checkpoints import load_weights
 from warmstart.engine import resolve_device
 from warmstart.errors import CheckpointError, UsageError
+from warmstart.evaluation import Evaluation
 from warmstart.metrics import Metric
 from warmstart.pipeline import Pipeline
 from warmstart.report import write_report
@@ -22,7 +23,7 @@ from warmstart.training.model_card import RunFacts
 from warmstart.training.phases import phase
 from warmstart.training.recipe import Recipe
 from warmstart.training.run import RunDirectory
-from warmstart.verbs.evaluate import Evaluation, evaluate_rows
+from warmstart.verbs.evaluate import evaluate_rows
 from warmstart.verbs.fitting import Fitting, Progress, fit_pipeline
 from warmstart.verbs.kept_evaluation import read_evaluation
 from warmstart.verbs.load import check_option_names, load, options_of
