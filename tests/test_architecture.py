@@ -39,7 +39,7 @@ LEVEL = {part: height for height, parts in enumerate(LEVELS) for part in parts}
 
 # Parts that must be usable without torch and transformers.
 LIGHT = ("errors", "display", "features", "randomness", "provenance", "tokenization", "batching", "rows", "metrics")
-LIGHT += ("tasks", "report", "pipeline")
+LIGHT += ("tasks", "evaluation", "report", "pipeline")
 HEAVY = {"torch", "transformers", "peft", "sentence_transformers", "datasets", "pandas", "polars"}
 
 # The four seams at which an import may wait until it is needed. (Tasks and rows: see `_task_may` and `_rows_may`.)

@@ -19,6 +19,7 @@ from cases import CASES, Loaded
 from warmstart.batching import collate
 from warmstart.cli.main import run
 from warmstart.errors import DataError, UsageError
+from warmstart.evaluation import read_predictions
 from warmstart.features import Feature
 from warmstart.randomness import generator
 from warmstart.rows import Row
@@ -336,3 +337,25 @@ def test_a_task_that_only_predicts_is_judged_if_it_has_a_target(predicting: Load
     with pytest.raises(DataError) as bad:
         ws.evaluate(predicting.pipe, rows)
     assert (bad.value.where.row, bad.value.where.field) == (3, target)
+
+
+def test_what_an_evaluation_stores_gives_its_metrics_again(predicting: Loaded, tmp_path: Path) -> None:
+    """From the file alone, for any rows: `ws.compare` needs nothing else."""
+    import warmstart as ws
+
+    rows = predicting.case.rows()
+    if not is_judged(predicting.pipe.task):
+        with pytest.raises(UsageError):
+            ws.evaluate(predicting.pipe, rows)
+        return
+    result = ws.evaluate(predicting.pipe, rows)
+    result.write(tmp_path)
+    back = read_predictions(tmp_path)
+    assert back.metrics == result.metrics
+    assert {name: measure.of(back.per_example) for name, measure in back.measures.items()} == {
+        name: result.metrics.get(name) for name in result.measures
+    }
+    found = ws.compare(tmp_path, ws.evaluate(predicting.pipe, rows[::-1]))
+    assert found.rows == len(rows) and set(found.metrics) >= set(result.measures) & set(result.metrics)
+    for each in found.metrics.values():
+        assert each.lo <= each.difference <= each.hi and abs(each.difference) < 1e-3

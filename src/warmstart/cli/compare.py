@@ -54,7 +54,7 @@ def _show(found: Comparison) -> None:
     for name, each in found.metrics.items():
         detectable = "" if each.minimum_detectable is None else f"{each.minimum_detectable:.4f}"
         console.show(
-            f"{name:{width}}  {each.a:8.4f} {each.b:8.4f} {each.difference:+9.4f}  "
+            f"{escape_terminal(name):{width}}  {each.a:8.4f} {each.b:8.4f} {each.difference:+9.4f}  "
             f"[{each.lo:+8.4f}, {each.hi:+8.4f}] {each.p_value:7.4f} {detectable:>10}"
         )
     for name in found.left_out:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -39,7 +40,9 @@ def disagreements(a: Evaluation, b: Evaluation, paired: Pairing) -> tuple[Disagr
     """The rows on which one is right and the other wrong, or which they decide differently, largest change of the loss
     first. A task without decisions (a number, an embedding): all rows whose losses differ."""
     said = [(as_dict(a.predictions[i]), as_dict(b.predictions[j])) for i, j in _places(paired)]
-    differs = [decision(one) != decision(other) for one, other in said]
+    # Labels that are spelled in another case are the same, if the models' are.
+    spelled = str.casefold if set(a.labels) != set(b.labels) else str
+    differs = [spelled(json.dumps(decision(x))) != spelled(json.dumps(decision(y))) for x, y in said]
     if "correct" in paired.a and "correct" in paired.b:
         differs = [x or bool(y) for x, y in zip(differs, paired.a["correct"] != paired.b["correct"], strict=True)]
     elif not any(differs):

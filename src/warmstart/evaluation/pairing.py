@@ -12,6 +12,7 @@ from warmstart.errors import DataError, UsageError, shorten
 from warmstart.evaluation.result import Evaluation, cell
 from warmstart.features import Array
 from warmstart.provenance import canonical_json
+from warmstart.rows import Labels
 from warmstart.tasks import find_task
 
 SHOWN = 3  # rows that an error names on each side
@@ -43,24 +44,26 @@ def pair(a: Evaluation, b: Evaluation, names: tuple[str, str]) -> Pairing:
             where=f"{names[0]} and {names[1]}",
             fix="compare results of one task",
         )
-    if set(a.labels) != set(b.labels):
-        raise UsageError(
-            "comparison-labels",
-            "the two models have different labels, so their metrics measure different things",
-            where=f"{names[0]} and {names[1]}",
-            value=f"only in A: {sorted(set(a.labels) - set(b.labels))}, in B: {sorted(set(b.labels) - set(a.labels))}",
-            fix="compare models with the same labels",
-        )
+    places = _places(a, b, names)
     keys_a, keys_b = _keys(a), _keys(b)
     if Counter(keys_a) != Counter(keys_b):
         raise _other_rows(a, b, keys_a, keys_b, names)
     rows_a, rows_b = _order(a, keys_a), _order(b, keys_b)
     first = {name: values[list(rows_a)] for name, values in a.per_example.items()}
-    second = {name: _in_labels(a, b, name, values[list(rows_b)]) for name, values in b.per_example.items()}
+    second = {
+        name: _in_labels(values, places) if name in b.by_label else values
+        for name, values in ((name, values[list(rows_b)]) for name, values in b.per_example.items())
+    }
     for unit in {measure.unit for measure in a.measures.values() if measure.unit is not None}:
-        # The groups are the same, since the rows are; their numbers follow the order of the files.
-        first[unit] = second[unit] = np.unique(first[unit], return_inverse=True)[1] if unit in second else first[unit]
+        # The groups are the same, since the rows are; their numbers follow the order of either file.
+        first[unit] = second[unit] = _numbered(first[unit])
     return Pairing(rows_a, rows_b, first, second)
+
+
+def _numbered(groups: Array) -> Array:
+    """Groups (N,) numbered in the order in which they occur."""
+    _, begins, group = np.unique(groups, return_index=True, return_inverse=True)
+    return np.argsort(np.argsort(begins))[group]
 
 
 def _keys(evaluation: Evaluation, *, inputs_only: bool = False) -> list[str]:
@@ -77,13 +80,31 @@ def _order(evaluation: Evaluation, keys: Sequence[str]) -> tuple[int, ...]:
     return tuple(sorted(range(len(keys)), key=lambda i: (keys[i], repr(losses[i]))))
 
 
-def _in_labels(a: Evaluation, b: Evaluation, name: str, values: Array) -> Array:
-    """An array of `b`, its labels in the order of `a`."""
-    if a.labels == b.labels or name not in b.by_label:
+def _places(a: Evaluation, b: Evaluation, names: tuple[str, str]) -> list[int]:
+    """For each label of `b` its place among those of `a`, in whatever case either writes it."""
+    known, places, unknown = Labels(a.labels), [], []
+    for label in b.labels:
+        try:
+            places.append(known.index(label))
+        except DataError:
+            unknown.append(label)
+    if unknown or len(set(places)) < len(a.labels):
+        missing = [label for i, label in enumerate(a.labels) if i not in places]
+        raise UsageError(
+            "comparison-labels",
+            "the two models have different labels, so their metrics measure different things",
+            where=f"{names[0]} and {names[1]}",
+            value=f"only in A: {missing}, only in B: {unknown}",
+            fix="compare models with the same labels",
+        )
+    return places
+
+
+def _in_labels(values: Array, places: Sequence[int]) -> Array:
+    """An array over the labels of one model, by its `by_label`, in the order of the other's."""
+    if list(places) == list(range(len(places))):
         return values
-    if values.ndim == 1:
-        return np.array([a.labels.index(label) for label in b.labels])[values]
-    return values[:, [b.labels.index(label) for label in a.labels]]
+    return np.array(places)[values] if values.ndim == 1 else values[:, np.argsort(places)]
 
 
 def _other_rows(
