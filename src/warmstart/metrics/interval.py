@@ -79,9 +79,16 @@ class Resampled:
         """The statistic's standard error, as the resamples estimate it."""
         return float(self.draws.std(ddof=1)) if self.draws.size > 1 else 0.0
 
-    def interval(self, confidence: float = 0.95) -> Metric:
-        """The BCa interval; see `bootstrap`. Raises UsageError `confidence-range`."""
+    def interval(self, confidence: float = 0.95, *, rows: int | None = None) -> Metric:
+        """The BCa interval; see `bootstrap`. Raises UsageError `confidence-range`.
+
+        `rows`: how many were drawn. Given, the interval is as much wider as Student's is than the normal one, and the
+        sample's deviation than that of its resamples, which vary too little: T. Hesterberg, "What teachers should know
+        about the bootstrap", Am. Stat. 69 (2015), "expanded percentile".
+        """
         z = quantile(confidence)
+        if rows is not None and rows > 1:
+            z = math.sqrt(rows / (rows - 1)) * _student(z, rows - 1)
         if not self._moves:
             return Metric(self.value, self.value, self.value)
         lo, hi = _bca(self.value, self.draws, self.left_out, z)
@@ -198,6 +205,11 @@ def over_chunks(statistic: Statistic, weights_of: Callable[[int], NDArray[Any]],
             chunk[i - start] = weights_of(i)
         values[start:stop] = statistic(chunk)
     return values
+
+
+def _student(z: float, degrees: int) -> float:
+    """The quantile of Student's t where the normal one is z, to the second order of Cornish and Fisher's expansion."""
+    return z + (z**3 + z) / (4 * degrees) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * degrees**2)
 
 
 def _bca(value: float, draws: Values, left_out: Values, z: float) -> tuple[float, float]:

@@ -88,7 +88,7 @@ def paired_difference(measure: Measure, a: Columns, b: Columns, *, seed: int = 0
     drawn = resample(difference, n, seed=seed, resamples=RESAMPLES)
     if drawn is None:
         return None
-    whole, interval = np.ones((1, n)), drawn.interval()
+    whole, interval = np.ones((1, n)), drawn.interval(rows=n)
     spread = (quantile(1 - LEVEL) + NormalDist().inv_cdf(POWER)) * drawn.deviation
     return Difference(
         a=float(first(whole)[0]),
