@@ -15,11 +15,8 @@ import warmstart as ws
 
 CLASSES = {
     "CheckpointError",
-<<<<<<< HEAD
     "Checkpointer",
-=======
     "Comparison",
->>>>>>> 8b6bc9e (Compare: pairing, differences, disagreements; evaluations are read back from their predictions)
     "DataError",
     "Evaluation",
     "Export",
