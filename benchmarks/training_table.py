@@ -1,0 +1,83 @@
+"""The table `training.md`, from raw records alone."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from warmstart.verbs.bench_figures import markdown
+
+Records = Sequence[Mapping[str, Any]]
+# part, against, at least so many times faster
+PROMISES = {
+    ("reviews", "Trainer, dynamic padding"): 2.0,
+    ("reviews", "Trainer, grouped by length"): 1.3,
+    ("fixed", "Trainer, to 128"): 5.0,
+    ("mixed", "Trainer, dynamic padding"): 2.5,
+}
+LEAST_SHARE = 1 / 1.03  # with snapshots: 3 % longer at most
+LEGEND = (
+    "all-MiniLM-L6-v2 with a fresh classifier, one epoch, batches of 32 rows, AdamW at 1e-4 falling to 0, no weight decay,",
+    "clipped at 1, float32, all dropout as the checkpoint has it: the same rows and settings on every side. Each",
+    "contestant lives in a process of its own and waits while another runs; they alternate in turns of a few steps. The",
+    "clock runs from the first batch to the last step: loading, tokenizing and judging are not in it. A ratio is taken for",
+    "each seed over the whole epoch; the table has the median, the least and the most of the seeds.",
+)
+
+
+def table(records: Records) -> list[str]:
+    """The page as lines; a part that has no records is left out."""
+    lines = ["# Training", "", "Written by `make bench-training` from the raw turns in `training.jsonl`.", "", *LEGEND]
+    for part in dict.fromkeys(record["part"] for record in records):
+        lines += ["", *_part(part, [record for record in records if record["part"] == part])]
+    return lines
+
+
+def _part(part: str, records: Records) -> Iterator[str]:
+    [work] = _kind(records, "work")
+    results = _kind(records, "result")
+    ours, *others = work["names"]
+    seeds = list(dict.fromkeys(each["seed"] for each in results))
+    seconds = {(each["name"], each["seed"]): each["seconds"] for each in results}
+    yield from (f"## {part}: {work['rows']:,} rows", "")
+    judged = any(each["accuracy"] is not None for each in results)
+    header = ("", "rows/s", f"{ours} is", "promised", "", *([f"test accuracy, seeds {seeds}"] if judged else []))
+    lines = []
+    for name in work["names"]:
+        speed = statistics.median(work["rows"] / seconds[name, seed] for seed in seeds)
+        line = [name, f"{speed:.1f}", "", "", ""]
+        if name in others:
+            ratios = [seconds[name, seed] / seconds[ours, seed] for seed in seeds]
+            middle = statistics.median(ratios)
+            line[2] = f"{middle:.2f}x ({min(ratios):.2f} – {max(ratios):.2f})"
+            promised = PROMISES.get((part.partition(",")[0], name))
+            if promised is not None:
+                line[3:5] = f"≥ {promised}x", "kept" if middle >= promised else "**not kept**"
+            elif name.endswith("50 steps"):
+                line[2] = f"{1 / middle:.3f} of its time ({1 / max(ratios):.3f} – {1 / min(ratios):.3f})"
+                line[3:5] = "≥ 0.97", "kept" if 1 / middle >= LEAST_SHARE else "**not kept**"
+        if judged:
+            mine = [each for each in results if each["name"] == name]
+            mean = statistics.mean(each["accuracy"] for each in mine)
+            line.append(" · ".join(f"{each['accuracy']:.4f}" for each in mine) + f" (mean {mean:.4f})")
+        lines.append(line)
+    yield from markdown(header, lines)
+    if judged:
+        widest = max(results, key=lambda each: each["hi"] - each["lo"])
+        yield from ("", f"One accuracy has a 95 % interval of {widest['lo']:.4f} – {widest['hi']:.4f}.")
+    wall = sum(each["seconds"] for each in _kind(records, "turn"))
+    cpu = sum(each["cpu_seconds"] for each in _kind(records, "turn"))
+    [about] = _kind(records, "machine")
+    packages = {name: found for name, found in about["packages"].items() if name in ("torch", "transformers", "warmstart")}
+    versions = ", ".join(f"{name} {found}" for name, found in packages.items())
+    yield from (
+        "",
+        f"{about['date']}, {about['seconds'] / 60:.1f} minutes; {about['cpu']['model']}, {about['threads']} of "
+        f"{about['cpu']['cores']} cores, which they had for {100 * min(1, cpu / wall / about['threads']):.1f} % of the "
+        f"measured time; Python {about['python']}, {versions}.",
+    )
+
+
+def _kind(records: Records, kind: str) -> list[Mapping[str, Any]]:
+    return [record for record in records if record["kind"] == kind]
