@@ -57,9 +57,9 @@ class Part:
 
 
 PARTS = {
-    "reviews": Part((OURS, DYNAMIC, GROUPED), "reviews", 2048, judged=True),
-    "fixed": Part((OURS, FIXED), "reviews", 256, turn=4),
-    "mixed": Part((OURS, DYNAMIC), "mixed", 320, turn=5),
+    "reviews": Part((OURS, DYNAMIC, GROUPED), "reviews", 1536, judged=True),
+    "fixed": Part((OURS, FIXED), "reviews", 128, turn=2),
+    "mixed": Part((OURS, DYNAMIC), "mixed", 192, turn=2),
     "saving": Part((OURS, SAVING), "reviews", 4800, turn=25),
 }
 

@@ -27,7 +27,7 @@ from warmstart.checkpoints import find
 from warmstart.verbs.bench_worker import pin, send
 from warmstart.verbs.fitting import Progress
 
-BATCH, RATE, WARM_UP_ROWS = 32, 1e-4, 128
+BATCH, RATE, WARM_UP_ROWS = 32, 1e-4, 64
 Rows = Sequence[Mapping[str, Any]]
 
 

@@ -69,7 +69,9 @@ def _part(part: str, records: Records) -> Iterator[str]:
     wall = sum(each["seconds"] for each in _kind(records, "turn"))
     cpu = sum(each["cpu_seconds"] for each in _kind(records, "turn"))
     [about] = _kind(records, "machine")
-    packages = {name: found for name, found in about["packages"].items() if name in ("torch", "transformers", "warmstart")}
+    packages = {
+        name: found for name, found in about["packages"].items() if name in ("torch", "transformers", "warmstart")
+    }
     versions = ", ".join(f"{name} {found}" for name, found in packages.items())
     yield from (
         "",

@@ -46,7 +46,8 @@ HEAVY = {"torch", "transformers", "peft", "sentence_transformers", "datasets", "
 SEAMS = ("__init__.py", "cli/", "checkpoints/__init__.py", "engine/__init__.py")
 # Stands in for functions of transformers, whose classes it must know and whose keywords are open.
 UNPADDING = tuple(
-    f"engine/{name}.py" for name in ("unpad", "packed_call", "packed_attention", "by_length", "first_token")
+    f"engine/{name}.py"
+    for name in ("unpad", "packed_call", "packed_attention", "packed_layer", "by_length", "first_token")
 )
 TASK_FUNCTIONS = {"forward", "infer", "loss"}
 

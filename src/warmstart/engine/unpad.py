@@ -28,6 +28,7 @@ from warmstart.engine import packed_attention
 from warmstart.engine.by_length import ByLength
 from warmstart.engine.first_token import FirstTokenLayer, reads_first_token_alone
 from warmstart.engine.packed_call import UnpaddedCall, unpacked
+from warmstart.engine.packed_layer import PackedLayer
 from warmstart.errors import UsageError
 
 log = logging.getLogger("warmstart")
@@ -48,6 +49,8 @@ STACKS: Mapping[str, str] = {
     "xlm-roberta-xl": "encoder",
 }
 WHOLE = frozenset({"gemma", "gemma3_text", "gpt2", "llama", "mistral", "modernbert", "qwen2", "qwen3"})
+# Whose layers are BERT's, module by module: they train as `packed_layer` has them written out.
+WRITTEN_OUT = frozenset({"bert", "camembert", "electra", "roberta", "xlm-roberta"})
 BY_LENGTH: Mapping[str, str] = {"deberta": "encoder", "deberta-v2": "encoder", "mpnet": "encoder"}
 
 
@@ -83,7 +86,10 @@ def unpad(model: nn.Module) -> nn.Module:
         if not _asks_first_token(head):
             head.register_forward_pre_hook(_AskFirstToken(), with_kwargs=True)
             last = head.base_model.encoder.layer[-1]
-            last.forward = FirstTokenLayer(last.forward)
+            if isinstance(last.forward, PackedLayer):
+                last.forward = PackedLayer(FirstTokenLayer(last.forward.forward), last, first_token=True)
+            else:
+                last.forward = FirstTokenLayer(last.forward)
     return model
 
 
@@ -109,7 +115,7 @@ def pad(model: nn.Module) -> nn.Module:
         instead = vars(module).get("forward")
         if isinstance(instead, UnpaddedCall):
             instead.base.set_attn_implementation(instead.attention)
-        if isinstance(instead, UnpaddedCall | ByLength | FirstTokenLayer):
+        if isinstance(instead, UnpaddedCall | ByLength | FirstTokenLayer | PackedLayer):
             del module.forward
     return model
 
@@ -206,7 +212,9 @@ def _install(base: PreTrainedModel, generates: bool) -> None:
     )
     base.set_attn_implementation(packed_attention.name_beside(own))
     if kind in STACKS:
-        stack = base.get_submodule(STACKS[kind])
+        stack: Any = base.get_submodule(STACKS[kind])
+        for layer in stack.layer if kind in WRITTEN_OUT else ():
+            layer.forward = PackedLayer(layer.forward, layer)
         stack.register_forward_pre_hook(_BeforeStack(), with_kwargs=True)
         stack.register_forward_hook(_After(), with_kwargs=True)
 

@@ -1,0 +1,32 @@
+"""Matrix products on the library that is quicker on this processor.
+
+torch multiplies float32 by MKL, which is made for Intel's processors. On AMD's with AVX-512 oneDNN, which torch carries
+too, was 1.13 to 1.17 times as fast for the products of a training step (docs/log.md). Which one it is is a function of
+the processor, never of a clock: the same machine gives the same bits.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+
+def affine(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """(T, in), (out, in) and (out,) → (T, out), for plain tensors on a CPU and without autograd."""
+    if x.dtype == torch.float32 and _onednn_is_quicker():
+        product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+        return product
+    return x @ weight.t() if bias is None else torch.addmm(bias, x, weight.t())
+
+
+@lru_cache(maxsize=1)
+def _onednn_is_quicker() -> bool:
+    if torch.backends.cpu.get_cpu_capability() != "AVX512" or not torch.backends.mkldnn.is_available():
+        return False
+    try:
+        return "AuthenticAMD" in Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")[:4096]
+    except OSError:
+        return False
