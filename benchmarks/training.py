@@ -57,8 +57,8 @@ class Part:
 
 
 PARTS = {
-    "reviews": Part((OURS, DYNAMIC, GROUPED), "reviews", 1536, judged=True),
-    "fixed": Part((OURS, FIXED), "reviews", 128, turn=2),
+    "reviews": Part((OURS, DYNAMIC, GROUPED), "reviews", 1280, judged=True),
+    "fixed": Part((OURS, FIXED), "reviews", 192, turn=2),
     "mixed": Part((OURS, DYNAMIC), "mixed", 192, turn=2),
     "saving": Part((OURS, SAVING), "reviews", 4800, turn=25),
 }

@@ -9,6 +9,7 @@ asks for its accuracy. The clock runs inside a turn only: loading, tokenizing an
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -16,7 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 import transformers
@@ -34,20 +35,22 @@ Rows = Sequence[Mapping[str, Any]]
 class Turns:
     """The clock of a training that is let go on turn by turn."""
 
-    def __init__(self, outbox: Any) -> None:
-        self.outbox, self.steps, self.left = outbox, 0, 0
+    def __init__(self, outbox: TextIO, *, waits: bool = True) -> None:
+        self.outbox, self.waits, self.steps, self.left = outbox, waits, 0, 0
         self.started = self.cpu = 0.0
 
     def begin(self) -> None:
         """Wait for a turn."""
-        self.left = json.loads(sys.stdin.readline())["steps"]
+        if self.waits:
+            self.left = json.loads(sys.stdin.readline())["steps"]
         self.steps, self.started, self.cpu = 0, time.perf_counter(), time.process_time()
 
-    def step(self) -> None:
-        """A step is done: if it was the turn's last, report and wait."""
+    def step(self, *, over: bool) -> None:
+        """A step is done: if it was the turn's last, report and wait; if it was the training's, report."""
         self.steps += 1
-        if self.steps == self.left:
-            self.report(over=False)
+        if over or self.steps == self.left:
+            self.report(over=over)
+        if not over and self.steps == self.left:
             self.begin()
 
     def report(self, *, over: bool) -> None:
@@ -66,12 +69,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         run = _warmstart if settings["kind"] == "warmstart" else _trainer
         rows, labels = settings["rows"], settings["labels"]
-        warm = Turns(open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 – as long as the process
-        warm.begin = lambda: None  # type: ignore[method-assign]
-        run({**settings, "rows": rows[:WARM_UP_ROWS]}, warm, Path(folder) / "warm", labels)
+        run({**settings, "rows": rows[:WARM_UP_ROWS]}, Turns(io.StringIO(), waits=False), Path(folder) / "warm", labels)
         send(outbox, {"ready": True})
-        turns = Turns(outbox)
-        judged = run(settings, turns, Path(folder) / "run", labels)
+        judged = run(settings, Turns(outbox), Path(folder) / "run", labels)
         sys.stdin.readline()
         send(outbox, _judgement(judged, settings["test"]))
 
@@ -99,13 +99,12 @@ def _warmstart(settings: Mapping[str, Any], turns: Turns, output: Path, labels: 
             turns.begin()
             turns.started -= progress.step.seconds
             turns.cpu -= progress.step.seconds
-        turns.step()
+        turns.step(over=progress.step.step == progress.total)
 
     run = ws.train(
         "starter-encoder", list(settings["rows"]), output=output, task="text-classification", config=config,
         progress=note,
     )  # fmt: skip
-    turns.report(over=True)
     return lambda: ws.load(run.path)
 
 
@@ -137,7 +136,7 @@ def _trainer(settings: Mapping[str, Any], turns: Turns, output: Path, labels: li
             turns.begin()
 
         def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
-            turns.step()
+            turns.step(over=state.global_step == state.max_steps)
 
     padding: dict[str, Any] = {"padding": "max_length", "max_length": longest} if longest else {"padding": True}
     trainer = Trainer(
@@ -145,7 +144,6 @@ def _trainer(settings: Mapping[str, Any], turns: Turns, output: Path, labels: li
         data_collator=DataCollatorWithPadding(tokenizer, **padding), callbacks=[Pausing()],
     )  # fmt: skip
     trainer.train()
-    turns.report(over=True)
     model.save_pretrained(output)
     tokenizer.save_pretrained(output)
     return lambda: ws.load(output, task="text-classification")

@@ -1,4 +1,4 @@
-"""BERT's layers written out: gradients beside float64's, dropout, what they do not fit, and what is drawn from where."""
+"""BERT's layers written out: gradients beside float64's, dropout and its seed, and what they do not fit."""
 
 from __future__ import annotations
 

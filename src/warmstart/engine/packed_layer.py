@@ -52,8 +52,8 @@ _MODULES: dict[str, type[nn.Module] | None] = {
 
 @dataclass(frozen=True)
 class PackedLayer:
-    """Stands in for the `forward` of a BERT layer: (1, T, H) → (1, T, H), or (1, B, H) where the last layer is asked for
-    first tokens alone."""
+    """Stands in for a BERT layer's `forward`: (1, T, H) → (1, T, H), or the first tokens' (1, B, H) from the last one
+    where the call asks for these alone."""
 
     forward: Callable[..., Tensor]  # what ran before
     layer: Any
@@ -67,7 +67,7 @@ class PackedLayer:
             return self.forward(hidden_states, attention_mask, *args, **kwargs)
         firsts = pack.firsts() if self.first_token and kwargs.get("first_token_only") else None
         shape, weights = _read(self.layer, pack)
-        output: Tensor = _Layer.apply(hidden_states[0], firsts, shape, *weights)  # type: ignore[no-untyped-call]
+        output: Tensor = _Layer.apply(hidden_states[0], firsts, shape, *weights)
         return output[None]
 
 
@@ -135,13 +135,13 @@ class _Weights(NamedTuple):
 
 def _read(layer: Any, pack: Pack) -> tuple[_Shape, _Weights]:
     attention, attended, inner, output = layer.attention.self, layer.attention.output, layer.intermediate, layer.output
-    drops = (attention.dropout, attended.dropout, output.dropout)
+    drops = [each.dropout.p if each.dropout.training else 0.0 for each in (attention, attended, output)]
     shape = _Shape(
         pack.blocks(),
         attention.attention_head_size,
         attention.scaling,
         (attended.LayerNorm.eps, output.LayerNorm.eps),
-        tuple(drop.p if drop.training else 0.0 for drop in drops),
+        (drops[0], drops[1], drops[2]),
     )
     parts = (
         attention.query, attention.key, attention.value, attended.dense, attended.LayerNorm, inner.dense, output.dense,
@@ -182,7 +182,7 @@ class _Layer(torch.autograd.Function):
         return output
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Any:
         x, firsts, *others = ctx.saved_tensors
         w, others = _Weights(*others[:16]), others[16:]
         fused, context, kept_1, residual, mean_1, rstd_1, middle, inner, active, kept_2, final, mean_2, rstd_2 = others[

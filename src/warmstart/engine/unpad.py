@@ -212,8 +212,8 @@ def _install(base: PreTrainedModel, generates: bool) -> None:
     )
     base.set_attn_implementation(packed_attention.name_beside(own))
     if kind in STACKS:
-        stack: Any = base.get_submodule(STACKS[kind])
-        for layer in stack.layer if kind in WRITTEN_OUT else ():
+        stack = base.get_submodule(STACKS[kind])
+        for layer in stack.get_submodule("layer").children() if kind in WRITTEN_OUT else ():
             layer.forward = PackedLayer(layer.forward, layer)
         stack.register_forward_pre_hook(_BeforeStack(), with_kwargs=True)
         stack.register_forward_hook(_After(), with_kwargs=True)
