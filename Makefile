@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test nightly check format starter accuracy bench clean
+.PHONY: help demo test nightly check format starter accuracy bench bench-training clean
 
 help:
 	@echo "make demo      fine-tune, evaluate, save, reload and predict on real reviews"
@@ -14,6 +14,7 @@ help:
 	@echo "make format    format the code and mend what the linter can"
 	@echo "make accuracy  train and judge every data set with every seed (about an hour)"
 	@echo "make bench     measure inference beside its peers, on one core (about twenty minutes)"
+	@echo "make bench-training  measure training beside transformers' Trainer, on one core (about twenty minutes)"
 	@echo "make starter   make the default classifier again"
 
 $(READY): pyproject.toml constraints.txt
@@ -55,6 +56,9 @@ accuracy: $(READY)
 bench: $(READY)
 	$(BIN)/python benchmarks/inference.py speed
 	$(BIN)/python benchmarks/inference.py batches
+
+bench-training: $(READY)
+	$(BIN)/python benchmarks/training.py
 
 clean:
 	rm -rf $(VENV)

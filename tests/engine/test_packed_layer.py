@@ -15,9 +15,10 @@ from transformers import PreTrainedModel
 
 from support.unpadding import batch, gradients, kept, main_output, make, pair, worst
 from warmstart.engine import packed_layer, products
+from warmstart.engine.architectures import STACKS, WRITTEN_OUT, way_of
 from warmstart.engine.packed_layer import PackedLayer, why_stock
 from warmstart.engine.packing import Pack
-from warmstart.engine.unpad import WRITTEN_OUT, pad, unpad
+from warmstart.engine.unpad import pad, unpad
 
 # transformers 5.3, which we accept, has no other name for it.
 pytestmark = pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated:FutureWarning")
@@ -284,3 +285,15 @@ def test_rows_without_tokens_and_without_padding(calls: list[bool]) -> None:
     padded, unpadded = (model.train() for model in pair("bert"))
     one, other = (kept(main_output(model(**empty)), empty["attention_mask"]) for model in (padded, unpadded))
     torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+
+
+def test_what_inspect_says() -> None:
+    assert STACKS.keys() >= WRITTEN_OUT
+    said = {family: way_of(family) for family in ("roberta", "ernie", "llama", "mpnet", "longformer")}
+    assert said == {
+        "roberta": "no padding; trains by layers written out",
+        "ernie": "no padding",
+        "llama": "no padding",
+        "mpnet": "bands of like length",
+        "longformer": "padded batches of like length",
+    }

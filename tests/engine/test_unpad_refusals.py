@@ -13,7 +13,8 @@ from transformers import AutoConfig, AutoModel, BertModel
 import warmstart as ws
 from support.models import tiny_tokenizer
 from support.unpadding import make, stock
-from warmstart.engine.unpad import BY_LENGTH, STACKS, WHOLE, is_unpadded, supported, why_padded
+from warmstart.engine.architectures import BY_LENGTH, STACKS, WHOLE
+from warmstart.engine.unpad import is_unpadded, supported, why_padded
 from warmstart.errors import UsageError
 
 PAGE = Path(__file__).parents[2] / "docs" / "verbs" / "unpad.md"

@@ -87,7 +87,7 @@ def drops(model: PreTrainedModel, share: float) -> PreTrainedModel:
 
 @pytest.mark.parametrize(
     ("variant", "head"),
-    [("bert", "AutoModel"), ("bert", "AutoModelForSequenceClassification"), ("gpt2", "AutoModel")],
+    [("ernie", "AutoModel"), ("ernie", "AutoModelForSequenceClassification"), ("gpt2", "AutoModel")],
 )
 def test_attention_dropout_is_drawn_and_right_on_average(variant: str, head: str) -> None:
     """One layer, so that the mean over draws is the undropped attention's but for what comes after it: compared with
@@ -127,7 +127,7 @@ def test_attention_dropout_of_encoders_avoids_sdpas(monkeypatch: pytest.MonkeyPa
         return stock(*args, **kwargs)
 
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
-    padded, unpadded = (drops(model, 0.1) for model in pair("bert"))
+    padded, unpadded = (drops(model, 0.1) for model in pair("ernie"))
     main_output(unpadded(**batch())).sum().backward()
     assert not any(given)
     main_output(padded(**batch()))

@@ -15,8 +15,9 @@ from transformers import AutoConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
 
 from support.runs import without_dropout
+from warmstart.engine.architectures import BY_LENGTH, STACKS, WHOLE
 from warmstart.engine.by_length import ByLength, bands
-from warmstart.engine.unpad import BY_LENGTH, STACKS, WHOLE, unpad
+from warmstart.engine.unpad import unpad
 
 LENGTHS = (5, 17, 3, 20, 17, 1, 20, 2, 4)
 PAD = 1  # as RoBERTa has it

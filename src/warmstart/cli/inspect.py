@@ -10,6 +10,7 @@ import click
 
 from warmstart.cli import console
 from warmstart.display import escape_terminal
+from warmstart.engine.architectures import way_of
 
 if TYPE_CHECKING:
     from warmstart.checkpoints import Exported, Verified
@@ -44,6 +45,7 @@ def command(model: str, as_json: bool) -> None:
 def _weights(verified: Verified) -> dict[str, Any]:
     return {
         "model_type": verified.model_type,
+        "batches": way_of(verified.model_type),
         "task": verified.task,
         "trained_head": verified.has_head,
         "labels": None if verified.labels is None else list(verified.labels),

@@ -18,13 +18,13 @@ BERT Model".
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from typing import Any, TypeGuard
 
 from torch import nn
 from transformers import PreTrainedModel
 
 from warmstart.engine import packed_attention
+from warmstart.engine.architectures import BY_LENGTH, STACKS, WHOLE, WRITTEN_OUT
 from warmstart.engine.by_length import ByLength
 from warmstart.engine.first_token import FirstTokenLayer, reads_first_token_alone
 from warmstart.engine.packed_call import UnpaddedCall, unpacked
@@ -32,26 +32,6 @@ from warmstart.engine.packed_layer import PackedLayer
 from warmstart.errors import UsageError
 
 log = logging.getLogger("warmstart")
-
-# model_type → the stack's name in the base model.
-STACKS: Mapping[str, str] = {
-    "albert": "encoder",
-    "bert": "encoder",
-    "camembert": "encoder",
-    "data2vec-text": "encoder",
-    "distilbert": "transformer",
-    "electra": "encoder",
-    "ernie": "encoder",
-    "esm": "encoder",
-    "roberta": "encoder",
-    "roberta-prelayernorm": "encoder",
-    "xlm-roberta": "encoder",
-    "xlm-roberta-xl": "encoder",
-}
-WHOLE = frozenset({"gemma", "gemma3_text", "gpt2", "llama", "mistral", "modernbert", "qwen2", "qwen3"})
-# Whose layers are BERT's, module by module: they train as `packed_layer` has them written out.
-WRITTEN_OUT = frozenset({"bert", "camembert", "electra", "roberta", "xlm-roberta"})
-BY_LENGTH: Mapping[str, str] = {"deberta": "encoder", "deberta-v2": "encoder", "mpnet": "encoder"}
 
 
 def unpad(model: nn.Module) -> nn.Module:
