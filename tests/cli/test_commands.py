@@ -127,8 +127,8 @@ def test_inspect_tells_what_a_checkpoint_is(warmstart: Any, tiny: Callable[..., 
     done = warmstart("inspect", tiny("bert"), "--json")
     [facts] = done.lines
     assert done.code == 0 and list(facts) == [
-        "name", "source", "folder", "model_type", "batches", "task", "trained_head", "labels", "parameters", "dtypes", "bytes",
-        "max_positions", "findings",
+        "name", "source", "folder", "model_type", "batches", "task", "trained_head", "labels", "parameters", "dtypes",
+        "bytes", "max_positions", "findings",
     ]  # fmt: skip
     assert facts["batches"] == "no padding; trains by layers written out"
     assert facts["task"] == "text-classification" and facts["trained_head"] is True
