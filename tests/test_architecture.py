@@ -47,7 +47,10 @@ SEAMS = ("__init__.py", "cli/", "checkpoints/__init__.py", "engine/__init__.py")
 # Stands in for functions of transformers, whose classes it must know and whose keywords are open.
 UNPADDING = tuple(
     f"engine/{name}.py"
-    for name in ("unpad", "packed_call", "packed_attention", "packed_layer", "by_length", "first_token")
+    for name in (
+        *("unpad", "packed_call", "packed_attention", "packed_layer", "by_length", "first_token"),
+        *("stand_ins", "lower_states"),
+    )
 )
 TASK_FUNCTIONS = {"forward", "infer", "loss"}
 

@@ -20,14 +20,19 @@ CLASSES = {
     "DataError",
     "Evaluation",
     "Export",
+    "LayerDecay",
     "Limits",
+    "LoRA",
+    "Loss",
     "Pipeline",
     "Run",
     "Tolerance",
+    "TopLayers",
     "TrainConfig",
     "TrainingError",
     "UsageError",
     "WarmstartError",
+    "WeightAverage",
 }
 FUNCTIONS = {"batches", "compare", "evaluate", "export", "load", "load_for", "pad", "search", "serve", "train", "unpad"}
 

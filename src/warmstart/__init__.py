@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from warmstart.training.batches import batches
     from warmstart.training.checkpointer import Checkpointer
     from warmstart.training.config import TrainConfig
+    from warmstart.training.recipes import LayerDecay, LoRA, Loss, TopLayers, WeightAverage
     from warmstart.verbs.choose import load_for
     from warmstart.verbs.compare import compare
     from warmstart.verbs.evaluate import evaluate
@@ -43,14 +44,19 @@ _HOME = {
     "DataError": "warmstart.errors",
     "Evaluation": "warmstart.evaluation.result",
     "Export": "warmstart.verbs.export_graph",
+    "LayerDecay": "warmstart.training.recipes",
     "Limits": "warmstart.serving.limits",
+    "LoRA": "warmstart.training.recipes",
+    "Loss": "warmstart.training.recipes",
     "Pipeline": "warmstart.pipeline",
     "Run": "warmstart.verbs.train",
     "Tolerance": "warmstart.verbs.parity",
+    "TopLayers": "warmstart.training.recipes",
     "TrainConfig": "warmstart.training.config",
     "TrainingError": "warmstart.errors",
     "UsageError": "warmstart.errors",
     "WarmstartError": "warmstart.errors",
+    "WeightAverage": "warmstart.training.recipes",
     "batches": "warmstart.training.batches",
     "compare": "warmstart.verbs.compare",
     "evaluate": "warmstart.verbs.evaluate",
@@ -71,14 +77,19 @@ __all__ = [
     "DataError",
     "Evaluation",
     "Export",
+    "LayerDecay",
     "Limits",
+    "LoRA",
+    "Loss",
     "Pipeline",
     "Run",
     "Tolerance",
+    "TopLayers",
     "TrainConfig",
     "TrainingError",
     "UsageError",
     "WarmstartError",
+    "WeightAverage",
     "batches",
     "compare",
     "evaluate",

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from support.runs import reviews
 
@@ -21,13 +22,16 @@ class Case:
     accumulate: int
     workers: int
     validation: str
+    trained: str = "all"  # or "lora"
 
     def __str__(self) -> str:
         numbers = f"accumulate{self.accumulate}-workers{self.workers}"
-        return f"{self.order}-{self.collator}-{numbers}-validation-{self.validation}"
+        return f"{self.order}-{self.collator}-{numbers}-validation-{self.validation}-{self.trained}"
 
-    def recipe(self, place: Path, tiny: Callable[..., Path]) -> Path:
-        """The recipe and its rows as files in `place`: a run of about a second."""
+    def recipe(
+        self, place: Path, tiny: Callable[..., Path], tables: Mapping[str, Mapping[str, Any]] | None = None
+    ) -> Path:
+        """The recipe and its rows as files in `place`: a run of about a second. `tables`: of `[train]`."""
         rows = reviews(44)
         for name, part in (("train", rows[:32]), ("dev", rows[32:])):
             lines = [json.dumps(row) for row in part]
@@ -52,6 +56,9 @@ class Case:
         }
         text = [f"{key} = {json.dumps(value)}" for key, value in call.items()]
         text += ["[train]", *(f"{key} = {json.dumps(value)}" for key, value in train.items())]
+        lora = {"lora": {"rank": 2, "dropout": 0.1}} if self.trained == "lora" else {}
+        for name, table in {**lora, **(tables or {})}.items():
+            text += [f"[train.{name}]", *(f"{key} = {json.dumps(value)}" for key, value in table.items())]
         path = place / "run.toml"
         path.write_text("\n".join(text) + "\n", encoding="utf-8")
         return path
@@ -59,9 +66,23 @@ class Case:
 
 COVER = (
     Case("random", "plain", 1, 0, "off"),
-    Case("budget", "masked", 3, 2, "off"),
+    Case("budget", "masked", 3, 2, "off", "lora"),
     Case("random", "masked", 1, 2, "on"),
-    Case("budget", "plain", 3, 0, "on"),
+    Case("budget", "plain", 3, 0, "on", "lora"),
     Case("random", "plain", 3, 2, "stop"),
-    Case("budget", "masked", 1, 0, "stop"),
+    Case("budget", "masked", 1, 0, "stop", "lora"),
+    Case("random", "masked", 3, 0, "on", "lora"),
+    Case("budget", "plain", 1, 2, "off"),
 )
+
+# Recipes, some of which go together in a run.
+RECIPES: dict[str, dict[str, dict[str, Any]]] = {
+    "loss-layer_decay-ema": {
+        "loss": {"class_weights": "balanced", "label_smoothing": 0.1},
+        "layer_decay": {"factor": 0.8},
+        "ema": {"decay": 0.9},
+    },
+    "top_layers-memory": {"top_layers": {"layers": 1, "cache": "memory"}},
+    "top_layers-disk": {"top_layers": {"layers": 0, "cache": "disk"}, "ema": {"decay": 0.9}},
+    "lora-ema": {"lora": {"rank": 2}, "ema": {"decay": 0.9}},
+}

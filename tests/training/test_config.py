@@ -13,7 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import warmstart as ws
-from warmstart.training.config import make_config, read_config
+from warmstart.training.config import make_config, plain, read_config
+from warmstart.training.recipes import RECIPES
+from warmstart.training.settings import without_none
 
 
 def _refused(code: str, field: str | None, call: Any) -> ws.UsageError:
@@ -28,11 +30,14 @@ def _refused(code: str, field: str | None, call: Any) -> ws.UsageError:
 
 
 def test_there_are_at_most_twenty_settings_and_each_says_what_it_is() -> None:
-    fields = ws.TrainConfig.model_fields
-    assert len(fields) <= 20
+    fields = dict(ws.TrainConfig.model_fields)
     assert all(field.description for field in fields.values())
+    recipes = {name: fields.pop(name) for name in RECIPES}
+    assert all(recipe.default is None for recipe in recipes.values())
+    assert len(fields) <= 20
     promised = """epochs max_steps batch_size max_tokens accumulate learning_rate weight_decay warmup schedule clip seed
-    patience evaluate_every save_every keep precision device workers"""
+    patience evaluate_every save_every keep precision device workers
+    gradient_checkpointing"""
     assert list(fields) == promised.split()
 
 
@@ -83,6 +88,7 @@ def test_g101_an_unknown_setting_is_refused_with_the_nearest_name(make: Any) -> 
         ("precision", "fp16"),
         ("device", None),
         ("workers", -1),
+        ("gradient_checkpointing", "maybe"),
     ],
 )
 def test_r77_a_value_that_cannot_be_is_refused_before_anything_else(field: str, value: Any) -> None:
@@ -164,6 +170,57 @@ def test_what_a_runs_file_says_beside_its_settings_is_not_dropped_in_silence(
     assert "model and options not taken from there" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("setting", "code", "field"),
+    [
+        ("lora.rnk=3", "config-unknown-key", "lora.rnk"),
+        ("lora.rank=0", "config-value", "lora.rank"),
+        ("lora.rank=x", "config-value", "lora.rank"),
+        ("lora=true", "config-value", "lora"),
+        ("lora.=3", "config-unknown-key", "lora."),
+        ("epochs.x=3", "config-value", "epochs"),
+        ("nothing.x=3", "config-unknown-key", "nothing"),
+        ("loss.class_weights=balance", "config-value", "loss.class_weights"),
+        ("loss.class_weights.POSITIVE=0", "config-value", "loss.class_weights"),
+        ("loss.label_smoothing=1", "config-value", "loss.label_smoothing"),
+        ("layer_decay.factor=1.1", "config-value", "layer_decay.factor"),
+        ("ema.decay=1", "config-value", "ema.decay"),
+        ("top_layers.layers=-1", "config-value", "top_layers.layers"),
+        ("top_layers.cache=gpu", "config-value", "top_layers.cache"),
+    ],
+)
+def test_g101_a_wrong_setting_of_a_recipe_is_named(setting: str, code: str, field: str) -> None:
+    _refused(code, field, lambda: read_config(None, [setting]))
+
+
+def test_settings_of_recipes_are_laid_over_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text('[train]\nepochs = 5\n[train.lora]\nrank = 4\nalpha = 4.0\n[train.loss.class_weights]\n"a.b" = 2\n')
+    settings = ["lora.rank=2", "lora.targets=query,value", "loss.class_weights.c=3", "ema.decay=0.5", "top_layers=none"]
+    config = read_config(file, settings)
+    assert config.lora == ws.LoRA(rank=2, alpha=4, targets=("query", "value"))
+    assert config.loss == ws.Loss(class_weights={"a.b": 2.0, "c": 3.0})
+    assert (config.ema, config.top_layers, config.layer_decay) == (ws.WeightAverage(decay=0.5), None, None)
+    assert read_config(file, ["lora=none"]).lora is None
+    file.write_text("[train.top_layers]\n")  # all of its defaults
+    assert read_config(file).top_layers == ws.TopLayers()
+
+
+@pytest.mark.parametrize(
+    ("make", "field"),
+    [
+        (lambda: ws.LoRA(rank=0), "lora.rank"),
+        (lambda: ws.Loss(label_smoothing=-0.1), "loss.label_smoothing"),
+        (lambda: ws.WeightAverage(decay="x"), "ema.decay"),
+        (lambda: ws.LayerDecay(factor=0), "layer_decay.factor"),
+        (lambda: ws.TopLayers(layers=1.5), "top_layers.layers"),
+        (lambda: ws.TrainConfig(lora=8), "lora"),
+    ],
+)
+def test_g101_a_recipe_that_cannot_be_is_refused_where_it_is_made(make: Any, field: str) -> None:
+    _refused("config-value", field, make)
+
+
 _VALUES = {
     "epochs": st.floats(0.01, 50),
     "max_steps": st.none() | st.integers(1, 10**6),
@@ -173,6 +230,18 @@ _VALUES = {
     "schedule": st.sampled_from(["linear", "cosine", "constant"]),
     "warmup": st.floats(0, 0.99),
     "patience": st.none() | st.integers(1, 9),
+    "gradient_checkpointing": st.booleans(),
+    "loss": st.none()
+    | st.builds(
+        ws.Loss,
+        class_weights=st.none() | st.just("balanced") | st.dictionaries(st.text(min_size=1), st.floats(0.1, 9)),
+        label_smoothing=st.floats(0, 0.9),
+    ),
+    "layer_decay": st.none() | st.builds(ws.LayerDecay, factor=st.floats(0.1, 1)),
+    "ema": st.none() | st.builds(ws.WeightAverage, decay=st.floats(0.1, 0.99)),
+    "lora": st.none()
+    | st.builds(ws.LoRA, rank=st.integers(1, 64), targets=st.none() | st.just(("query",)) | st.just(("q", "v"))),
+    "top_layers": st.none() | st.builds(ws.TopLayers, cache=st.sampled_from(["memory", "disk", "off"])),
 }
 
 
@@ -181,5 +250,4 @@ def test_a_config_survives_toml(values: dict[str, Any]) -> None:
     import tomllib
 
     config = ws.TrainConfig(**values)
-    plain = {key: "none" if value is None else value for key, value in config.model_dump().items()}
-    assert make_config(tomllib.loads(tomli_w.dumps(plain))) == config
+    assert make_config(tomllib.loads(tomli_w.dumps(without_none(plain(config))))) == config

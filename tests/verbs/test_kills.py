@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from support.kills import COVER, SAVE_EVERY, Case
+from support.kills import COVER, RECIPES, SAVE_EVERY, Case
 from warmstart.verbs.attempts import Attempter, KillIn
 from warmstart.verbs.verify_resume import Kill, kill_and_resume
 from warmstart.verbs.weights import weights_digest
@@ -31,6 +31,8 @@ PHASES = (
     KillIn("prune", 3, 0.0),
     KillIn("finish", 1, 0.01),
     KillIn("evaluation", 2, 0.0),
+    KillIn("save", 3, 0.004),
+    KillIn("save", 2, 0.004),
 )
 TRIES = 5  # a phase of milliseconds may be over before the kill comes
 
@@ -70,6 +72,23 @@ def test_k83_k85_a_killed_run_ends_with_the_weights_of_a_run_in_peace(
     rng = random.Random(str(case))
     for number in range(RANDOM_KILLS):
         killed(f"random-{number}", rng.uniform(0, calm.seconds))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_k83_a_killed_run_with_recipes_ends_with_the_weights_of_a_run_in_peace(
+    name: str, attempter: Attempter, tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    recipe = Case("random", "plain", 1, 0, "on").recipe(tmp_path, tiny, RECIPES[name])
+    calm = attempter.attempt(recipe, tmp_path / "peace")
+    assert calm.code == 0, calm.log
+    rng = random.Random(name)
+    moments = [KillIn("save", 4, 0.002), *(rng.uniform(0, calm.seconds) for _ in range(RANDOM_KILLS))]
+    for number, moment in enumerate(moments):
+        output = tmp_path / f"killed-{number}"
+        kill = kill_and_resume(attempter, recipe, output, moment, peace=tmp_path / "peace", save_every=SAVE_EVERY)
+        assert kill.problems == (), kill
+        assert number or kill.resumed_at > 0  # a real resume
+        assert weights_digest(output / "model") == weights_digest(tmp_path / "peace" / "model")
 
 
 def test_k83_a_run_that_is_killed_again_and_again_ends_with_the_weights_of_a_run_in_peace(

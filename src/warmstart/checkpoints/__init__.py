@@ -6,7 +6,8 @@ called: this is one of the house's four seams of deferred import.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import importlib.util
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,9 +26,12 @@ from warmstart.checkpoints.exported import (
 from warmstart.checkpoints.found import STARTERS, Found, cached_names, find
 from warmstart.checkpoints.starter import make_delta, materialise
 from warmstart.checkpoints.verified import Verified, verify
+from warmstart.errors import UsageError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+    from warmstart.checkpoints.adapters import Adapter
 
 __all__ = [
     "STARTERS",
@@ -37,6 +41,7 @@ __all__ = [
     "GraphOutput",
     "TokenizerFacts",
     "Verified",
+    "add_adapter",
     "cache_folder",
     "cached_names",
     "check_free",
@@ -57,6 +62,19 @@ __all__ = [
     "verify",
     "verify_export",
 ]
+
+
+def add_adapter(
+    model: PreTrainedModel, *, rank: int, alpha: float, dropout: float, targets: Sequence[str], seed: int
+) -> Adapter:
+    """See `warmstart.checkpoints.adapters.Adapter`. Raises UsageError "extra-missing" without peft."""
+    if importlib.util.find_spec("peft") is None:
+        raise UsageError(
+            "extra-missing", "LoRA needs peft, which is not installed", value="peft", fix="pip install warmstart[lora]"
+        )
+    from warmstart.checkpoints.adapters import Adapter
+
+    return Adapter(model, rank=rank, alpha=alpha, dropout=dropout, targets=targets, seed=seed)
 
 
 def load_config(verified: Verified, *, fresh_head: Mapping[str, object] | None = None) -> PreTrainedConfig:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from warmstart.errors import UsageError, did_you_mean
+from warmstart.tasks.class_loss import ClassLoss
 from warmstart.tasks.contract import (
     Prediction,
     Scores,
     Task,
+    WeighsClasses,
     WritesFiles,
     as_dict,
     from_dict,
@@ -42,9 +44,11 @@ ALIASES: Mapping[str, str] = {
 __all__ = [
     "ALIASES",
     "TASKS",
+    "ClassLoss",
     "Prediction",
     "Scores",
     "Task",
+    "WeighsClasses",
     "WritesFiles",
     "as_dict",
     "find_task",

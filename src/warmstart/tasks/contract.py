@@ -9,7 +9,7 @@ exported runtimes and servers share everything else. `tests/contract/` checks al
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
@@ -20,6 +20,7 @@ from warmstart.errors import DataError, UsageError, did_you_mean
 from warmstart.features import Array, Batch, Feature, Pad
 from warmstart.metrics import Measure, Metric
 from warmstart.rows import Field, Row
+from warmstart.tasks.class_loss import ClassLoss
 from warmstart.tokenization import Tokenizer
 
 
@@ -159,6 +160,22 @@ class WritesFiles(Protocol):
 
     def files(self, *, width: int) -> Mapping[str, bytes]:
         """The files by their name in the saved folder, at most one folder deep. `width` is the model's."""
+        ...
+
+
+@runtime_checkable
+class WeighsClasses(Protocol):
+    """A classification, whose training loss may weigh its labels and smooth its targets."""
+
+    @property
+    def labels(self) -> tuple[str, ...]: ...
+
+    def count_labels(self, features: Iterable[Feature]) -> Array:
+        """How often each label is a target, in the model's order: (labels,)."""
+        ...
+
+    def with_class_loss(self, class_loss: ClassLoss) -> Task:
+        """It, learning by this loss. Raises UsageError "loss-unsupported" where targets are not single labels."""
         ...
 
 

@@ -10,10 +10,10 @@ import numpy as np
 
 from warmstart.features import Array, Feature
 from warmstart.rows import Span
+from warmstart.tasks.class_loss import IGNORED
 from warmstart.tasks.tagged_rows import word_runs
 from warmstart.tasks.tagging import OUTSIDE, Run, Tagging, runs
 
-IGNORED = -100  # the target of a token that is not trained: torch's own number for it
 Aggregation = Literal["first", "average", "max", "simple"]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +14,7 @@ import numpy as np
 from warmstart.errors import CheckpointError, DataError, UsageError, Where
 from warmstart.features import Array, Batch, Feature, Pad
 from warmstart.rows import Field, Labels, Row, check_training_labels, infer_problem
+from warmstart.tasks.class_loss import ClassLoss, count_labels
 from warmstart.tasks.contract import Scores, checked_options, text_of
 from warmstart.tasks.problems import PROBLEM_TYPES, Problem, ProblemName, make_problem, targets_of
 from warmstart.tokenization import Text, Tokenizer
@@ -51,6 +52,7 @@ class TextClassification:
     long_text: Literal["truncate", "windows"] = "truncate"
     stride: int = 64
     threshold: float = 0.5
+    class_loss: ClassLoss | None = None  # of training
 
     name: ClassVar[str] = "text-classification"
     auto_class: ClassVar[str] = "AutoModelForSequenceClassification"
@@ -165,9 +167,34 @@ class TextClassification:
     infer = forward
 
     def loss(self, outputs: Mapping[str, Any], batch: Batch) -> tuple[Any, Any]:
-        """Cross entropy, binary cross entropy averaged over labels, or squared error; each row weighs 1 in all."""
-        losses = self._answer.loss(outputs["logits"], batch.targets["labels"])
-        return losses, losses.new_tensor([1 / feature.meta["pieces"] for feature in batch.features])
+        """Cross entropy, binary cross entropy averaged over labels, or squared error; each row weighs 1 in all, or what
+        `class_loss` says of its label."""
+        logits, targets = outputs["logits"], batch.targets["labels"]
+        if self.class_loss is None:
+            losses = self._answer.loss(logits, targets)
+            weights = losses.new_ones(len(losses))
+        else:
+            losses, weights = self.class_loss.loss(logits, targets)
+            losses = losses / weights
+        return losses, weights * losses.new_tensor([1 / feature.meta["pieces"] for feature in batch.features])
+
+    def count_labels(self, features: Iterable[Feature]) -> Array:
+        self._check_single()
+        return count_labels((feature for feature in features if feature.part == 0), len(self.labels))
+
+    def with_class_loss(self, class_loss: ClassLoss) -> TextClassification:
+        self._check_single()
+        return dataclasses.replace(self, class_loss=class_loss)
+
+    def _check_single(self) -> None:
+        if self.problem != "single":
+            raise UsageError(
+                "loss-unsupported",
+                "class weights and label smoothing are for rows with one label each",
+                where=Where(field="loss"),
+                value=self.problem,
+                fix="leave the table loss out",
+            )
 
     def decode(self, row: Row, features: Sequence[Feature], outputs: Sequence[Mapping[str, Array]]) -> TextClass:
         lengths = np.array([feature.length for feature in features], dtype=np.float64)

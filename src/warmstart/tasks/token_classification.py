@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,9 +18,9 @@ from warmstart.errors import UsageError
 from warmstart.features import Array, Batch, Feature, Pad
 from warmstart.metrics import Measure
 from warmstart.rows import Field, Labels, Row
+from warmstart.tasks.class_loss import IGNORED, ClassLoss, count_labels
 from warmstart.tasks.contract import Scores, checked_options, for_score, judged
 from warmstart.tasks.entity_spans import (
-    IGNORED,
     Aggregation,
     Judged,
     find_entities,
@@ -69,6 +69,7 @@ class TokenClassification:
     aggregation: Aggregation = "first"
     long_text: Literal["windows", "truncate"] = "windows"
     stride: int = 64
+    class_loss: ClassLoss | None = None  # of training
 
     name: ClassVar[str] = "token-classification"
     auto_class: ClassVar[str] = "AutoModelForTokenClassification"
@@ -161,16 +162,23 @@ class TokenClassification:
     infer = forward
 
     def loss(self, outputs: Mapping[str, Any], batch: Batch) -> tuple[Any, Any]:
-        """Each feature's mean cross entropy over its words, weighted by their number: every word weighs the same."""
-        import torch.nn.functional as F
-
+        """Each feature's mean cross entropy over its words, weighted by their number: every word weighs the same, or
+        what `class_loss` says of its tag."""
         labels = batch.targets["labels"]  # (B, T)
-        losses = F.cross_entropy(
-            outputs["logits"].flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none"
-        ).view(labels.shape)
+        class_loss = self.class_loss or ClassLoss((1.0,) * len(self.labels))
+        losses, weights = (
+            each.view(labels.shape).sum(dim=1)
+            for each in class_loss.loss(outputs["logits"].flatten(0, 1), labels.flatten())
+        )
         # A text without a word has no loss; its weight is not zero, so that a batch of such texts can be divided by it.
-        words = (labels != IGNORED).sum(dim=1)
-        return losses.sum(dim=1) / words.clamp(min=1), words.to(losses.dtype).clamp(min=1e-6)
+        weights = weights.clamp(min=1e-6)
+        return losses / weights, weights
+
+    def count_labels(self, features: Iterable[Feature]) -> Array:
+        return count_labels(features, len(self.labels))
+
+    def with_class_loss(self, class_loss: ClassLoss) -> TokenClassification:
+        return dataclasses.replace(self, class_loss=class_loss)
 
     def decode(self, row: Row, features: Sequence[Feature], outputs: Sequence[Mapping[str, Array]]) -> TaggedText:
         given = read_words(row)

@@ -7,18 +7,13 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    ModelWrapValidatorHandler,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BaseModel, Field, model_validator
 
-from warmstart.errors import UsageError, Where, did_you_mean
+from warmstart.errors import UsageError
+from warmstart.training.recipes import RECIPES, LayerDecay, LoRA, Loss, TopLayers, WeightAverage
+from warmstart.training.settings import FROZEN, refuse, with_none
 
 log = logging.getLogger("warmstart")
 
@@ -34,7 +29,8 @@ class TrainConfig(BaseModel):
     Raises UsageError "config-unknown-key" (with the nearest name) or "config-value", which name the key.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+    model_config = FROZEN
+    table: ClassVar[str] = ""
 
     epochs: float = Field(default=3, gt=0, le=10_000, description="passes over the training rows; may be a fraction")
     max_steps: int | None = Field(default=None, gt=0, description="stop after this many optimizer steps")
@@ -60,14 +56,18 @@ class TrainConfig(BaseModel):
     )
     device: str = Field(default="auto", description="auto, cpu, cuda, cuda:N or mps")
     workers: int = Field(default=0, ge=0, description="processes that collate batches ahead of the loop")
+    gradient_checkpointing: bool = Field(
+        default=False, description="compute activations twice rather than keep them: less memory, the same gradients"
+    )
 
-    @model_validator(mode="wrap")
-    @classmethod
-    def _refuse(cls, values: Any, make: ModelWrapValidatorHandler[Self]) -> Self:
-        try:
-            return make(values)
-        except ValidationError as error:
-            raise _refused(error) from None
+    # Recipes: see `training.recipes`.
+    loss: Loss | None = Field(default=None, description="class weights and label smoothing, in a table")
+    layer_decay: LayerDecay | None = Field(default=None, description="a rate that falls with depth, in a table")
+    ema: WeightAverage | None = Field(default=None, description="an average of the weights, in a table")
+    lora: LoRA | None = Field(default=None, description="low-rank adapters, in a table")
+    top_layers: TopLayers | None = Field(default=None, description="the upper layers alone, in a table")
+
+    _refuse = model_validator(mode="wrap")(refuse)
 
 
 def make_config(values: Mapping[str, Any], *, where: str | None = None) -> TrainConfig:
@@ -75,14 +75,18 @@ def make_config(values: Mapping[str, Any], *, where: str | None = None) -> Train
 
     Raises UsageError "config-unknown-key" (with the nearest name) or "config-value", which name `where` and the key.
     """
-    known = {
-        key: None if isinstance(value, str) and value.lower() == "none" else value for key, value in values.items()
-    }
     try:
-        return TrainConfig.model_validate(known)
+        return TrainConfig.model_validate(with_none(values))
     except UsageError as error:
         error.where = replace(error.where, source=where)
         raise
+
+
+def plain(config: TrainConfig) -> dict[str, Any]:
+    """The settings as plain values: of recipes those that are used, as tables behind all others."""
+    values = config.model_dump(mode="json")
+    recipes = {key: values.pop(key) for key in RECIPES}
+    return {**values, **{key: table for key, table in recipes.items() if table is not None}}
 
 
 def read_config(path: Path | None, settings: Iterable[str] = ()) -> TrainConfig:
@@ -121,25 +125,23 @@ def config_of(document: Mapping[str, Any], settings: Iterable[str], *, where: st
             raise UsageError(
                 "config-setting", "a setting is written key=value", value=setting, fix="e.g. --set epochs=2"
             )
-        values[key.strip()] = text.strip()
+        _set(values, key.strip(), text.strip())
     return make_config(values, where=where)
 
 
-def _refused(error: ValidationError) -> UsageError:
-    first = error.errors()[0]
-    key = ".".join(map(str, first["loc"]))
-    if first["type"] == "extra_forbidden":
-        return UsageError(
-            "config-unknown-key",
-            f"there is no training setting {key!r}",
-            where=Where(field=key),
-            fix=did_you_mean(key, TrainConfig.model_fields),
-        )
-    field = TrainConfig.model_fields.get(key)
-    return UsageError(
-        "config-value",
-        f"the training setting {key!r} cannot have this value: {first['msg']}",
-        where=Where(field=key or None),
-        value="none" if first["input"] is None else first["input"],  # None as this is read and written
-        fix=f"{key}: {field.description}" if field else "give settings by name, as in TrainConfig(epochs=3)",
-    )
+def _set(values: dict[str, Any], key: str, text: str) -> None:
+    """Set `learning_rate`, `lora.rank` or `loss.class_weights.LABEL` in place. Lists are written a,b,c."""
+    table, dot, name = key.partition(".")
+    if not dot:
+        values[table] = text
+        return
+    inner = values.get(table)
+    values[table] = inner = dict(inner) if isinstance(inner, dict) else {}
+    if table == "loss" and name.startswith("class_weights."):
+        weights = inner.get("class_weights")
+        inner["class_weights"] = {
+            **(weights if isinstance(weights, dict) else {}),
+            name.removeprefix("class_weights."): text,
+        }
+    else:
+        inner[name] = text.split(",") if (table, name) == ("lora", "targets") and text.lower() != "none" else text

@@ -7,7 +7,7 @@ the same bits: threads, processor and device change the order of sums, hence the
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,8 +15,8 @@ import torch
 
 from warmstart.errors import UsageError, shorten
 
-# Settings that change neither the mathematics nor the order: when and where to save, and who collates.
-_WITHOUT_EFFECT = frozenset({"workers", "save_every", "keep", "device"})
+# Settings that change neither the mathematics nor the order: when and where to save, who collates, what is kept.
+_WITHOUT_EFFECT = frozenset({"workers", "save_every", "keep", "device", "gradient_checkpointing"})
 # The packages whose code computes, tokenizes or decides.
 _PACKAGES = ("warmstart", "torch", "transformers", "tokenizers", "numpy")
 
@@ -47,9 +47,9 @@ def identity(config: Mapping[str, Any], provenance: Mapping[str, Any]) -> dict[s
         **{f"data.{part}": data.get(part, {}).get("ordered") for part in ("train", "validation")},
         **{f"data.{part}.rows": data.get(part, {}).get("rows") for part in ("train", "validation")},
         **{f"task.{key}": value for key, value in provenance.get("task", {}).items()},
-        **{f"train.{key}": value for key, value in config.items() if key not in _WITHOUT_EFFECT},
+        **{f"train.{key}": value for key, value in _flat(config) if key not in _WITHOUT_EFFECT},
         **{name: provenance[name] for name in ("optimizer", "scheduler") if name in provenance},  # a person's own
-        **{f"version.{name}": packages.get(name) for name in _PACKAGES},
+        **{f"version.{name}": packages.get(name) for name in (*_PACKAGES, *(["peft"] if "lora" in config else []))},
     }
 
 
@@ -88,6 +88,15 @@ def refused(found: Sequence[Difference], where: str) -> UsageError:
 def as_records(found: Sequence[Difference]) -> list[dict[str, Any]]:
     """Differences as plain values, for attempts.jsonl and provenance.json."""
     return [asdict(difference) for difference in found]
+
+
+def _flat(settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The settings by their keys, those of recipes as `lora.rank`."""
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from ((f"{key}.{name}", inner) for name, inner in value.items())
+        else:
+            yield key, value
 
 
 def _plain(table: Mapping[str, Any]) -> dict[str, Any]:

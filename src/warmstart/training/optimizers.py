@@ -8,13 +8,17 @@ import torch
 
 from warmstart.errors import TrainingError
 from warmstart.training.config import TrainConfig
+from warmstart.training.groups import parameter_groups
+from warmstart.training.recipes import LayerDecay
 
 
-def adamw(model: torch.nn.Module, *, learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
+def adamw(
+    model: torch.nn.Module, *, learning_rate: float, weight_decay: float, layer_decay: LayerDecay | None = None
+) -> torch.optim.AdamW:
     """AdamW with bias correction (Loshchilov and Hutter, "Decoupled Weight Decay Regularization", 2019).
 
-    Weights of norms and biases, which are the parameters of one dimension, do not decay. Raises TrainingError
-    "nothing-to-train" for a model whose parameters are all frozen.
+    In the groups of `parameter_groups`. Raises TrainingError "nothing-to-train" for a model whose parameters are all
+    frozen; UsageError "layers-unknown".
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not trained:
@@ -23,12 +27,10 @@ def adamw(model: torch.nn.Module, *, learning_rate: float, weight_decay: float) 
             "no parameter of the model asks for a gradient",
             fix="unfreeze some: parameter.requires_grad_(True)",
         )
-    groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+    factor = None if layer_decay is None else layer_decay.factor
+    groups = parameter_groups(model, learning_rate=learning_rate, weight_decay=weight_decay, factor=factor)
     fused = all(p.device.type in ("cpu", "cuda") for p in trained)
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=learning_rate, fused=fused)
+    return torch.optim.AdamW(groups, lr=learning_rate, fused=fused)
 
 
 def scaler_for(precision: str, device: str) -> torch.amp.GradScaler | None:
@@ -36,9 +38,12 @@ def scaler_for(precision: str, device: str) -> torch.amp.GradScaler | None:
     return torch.amp.GradScaler(torch.device(device).type) if precision == "fp16" else None
 
 
-def default_learning_rate(hidden_size: int) -> float:
-    """0.04 / width: 1.04e-4 for MiniLM (384), 5.2e-5 for base models (768), 3.9e-5 for large ones (1024)."""
-    return 0.04 / hidden_size
+def default_learning_rate(hidden_size: int, *, adapters: bool = False) -> float:
+    """0.04 / width: 1.04e-4 for MiniLM (384), 5.2e-5 for base models (768), 3.9e-5 for large ones (1024).
+
+    Low-rank adapters take ten times as much (Schulman et al., "LoRA Without Regret", 2025).
+    """
+    return (0.4 if adapters else 0.04) / hidden_size
 
 
 def rate_at(step: int, *, total: int, warmup: float, schedule: str) -> float:

@@ -25,7 +25,8 @@ from typing import Any
 import tomli_w
 
 from warmstart.errors import UsageError, Where
-from warmstart.training.config import TrainConfig, config_of, read_document
+from warmstart.training.config import TrainConfig, config_of, plain, read_document
+from warmstart.training.settings import without_none
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,7 @@ class Recipe:
             **{key: _text(value) for key, value in named.items() if value is not None},
             **({"columns": dict(self.columns)} if self.columns else {}),
             "options": {key: value for key, value in self.options.items() if value is not None},
-            # TOML has no null; `make_config` reads the word back.
-            "train": {key: "none" if value is None else value for key, value in self.config.model_dump().items()},
+            "train": without_none(plain(self.config)),
         }
         return tomli_w.dumps(document)
 

@@ -4,7 +4,7 @@ A snapshot is the folder `checkpoints/step-…`, committed in one rename (`check
 
     config.json, model.safetensors, tokenizer files    a checkpoint like any other, which `ws.load` takes
     training_state/state.json                          step, selection, scheduler, length of metrics.jsonl, …
-    training_state/optimizer.safetensors               the tensors of the optimizer's state
+    training_state/optimizer.safetensors               the tensors of the optimizer's state and of recipes
     MANIFEST.json                                      size and SHA-256 of every file
 
 No generator is saved: order, masks and dropout are functions of (seed, epoch or step, example).
@@ -31,6 +31,7 @@ from warmstart.training.state_files import pack, read_tensors, read_values, unpa
 STATE = "training_state/state.json"
 OPTIMIZER = "training_state/optimizer.safetensors"
 FORMAT = 1
+_TREES = ("optimizer", "scheduler", "scaler", "recipes")  # the fields of a state that hold tensors
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class State:
     optimizer: Mapping[str, Any]  # as its state_dict() gives it
     scheduler: Mapping[str, Any]
     scaler: Mapping[str, Any] = field(default_factory=dict)  # of the loss, under fp16
+    recipes: Mapping[str, Any] = field(default_factory=dict)  # by recipe, what it keeps beside all this
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,8 @@ class Snapshot:
 
 def save_snapshot(target: Path, model: Any, tokenizer: Any, state: State) -> None:
     """Commit a snapshot; one of the same name is replaced. Raises CheckpointError "save-failed"."""
-    values, tensors = pack({"optimizer": state.optimizer, "scheduler": state.scheduler, "scaler": state.scaler})
+    trees = {name: vars(state)[name] for name in _TREES}
+    values, tensors = pack(trees)
     document = {
         "format": FORMAT,
         "step": asdict(state.step),
@@ -89,10 +92,8 @@ def read_snapshot(path: Path) -> Snapshot:
     try:
         if document["format"] != FORMAT:
             raise ValueError(f"its format is {document['format']!r}, this version reads {FORMAT}")
-        tree = unpack(
-            {name: document[name] for name in ("optimizer", "scheduler", "scaler") if name in document},
-            read_tensors(path / OPTIMIZER),
-        )
+        trees = {name: document[name] for name in _TREES if name in document}
+        tree = unpack(trees, read_tensors(path / OPTIMIZER))
         state = State(
             step=Step(**document["step"]),
             evaluated=int(document["evaluated"]),

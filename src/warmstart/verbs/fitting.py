@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from warmstart.checkpoints import load_weights, save_model
+from warmstart.checkpoints import save_model
 from warmstart.errors import CheckpointError, TrainingError, WarmstartError, Where
 from warmstart.evaluation import Evaluation
 from warmstart.pipeline import Pipeline
@@ -23,17 +23,21 @@ from warmstart.rows import Row
 from warmstart.tasks import Task
 from warmstart.training.additive import check_additive
 from warmstart.training.config import TrainConfig
+from warmstart.training.ema import Average
 from warmstart.training.loop import Guards, Schedule, Step, check_finite, fit, not_finite
 from warmstart.training.memory import Cuts
 from warmstart.training.nonfinite import BadStep, write_bad_step
 from warmstart.training.optimizers import adamw, scaler_for, scheduler
 from warmstart.training.pace import Pace
 from warmstart.training.phases import phase
+from warmstart.training.recomputing import recomputing
 from warmstart.training.run import RunDirectory
 from warmstart.training.selection import Selection
 from warmstart.training.snapshots import Snapshot, State, best_steps, save_snapshot
 from warmstart.training.stopping import Stop, listening
 from warmstart.training.threads import threads
+from warmstart.training.top_layers import training_top
+from warmstart.training.trained_weights import TrainedWeights
 from warmstart.verbs.evaluate import evaluate_rows
 from warmstart.verbs.kept_evaluation import NAME as EVALUATION
 from warmstart.verbs.kept_evaluation import read_evaluation, to_bytes
@@ -76,6 +80,7 @@ class Fitting:
     selection: Selection
     pace: Pace
     guards: Guards
+    weights: TrainedWeights
     stop: Stop = field(default_factory=Stop)
     steps: int = 0
     evaluated: int = 0
@@ -85,8 +90,8 @@ class Fitting:
     def restore(self, snapshot: Snapshot) -> None:
         """Become what the run was at a snapshot. Raises CheckpointError "state-unfit" if this is another model's."""
         state = snapshot.state
-        load_weights(self.pipeline.model, snapshot.path)
         try:
+            self.weights.load(snapshot.path, state.recipes)
             self.optimizer.load_state_dict(dict(state.optimizer))
             self.scheduler.load_state_dict(dict(state.scheduler))
             if self.guards.scaler is not None:
@@ -109,6 +114,7 @@ class Fitting:
         """Record the step; evaluate and save where that is due. True ends the loop."""
         self.steps = self.start.reached = step.step
         self.directory.log_step(step)
+        self.weights.after_step(step.step)
         self.report(step)
         over = self.evaluate_if_due(step)
         if self.stop.signal is not None or (not over and self.pace.due(step.step)):
@@ -120,7 +126,7 @@ class Fitting:
         due = self.held_out and self.schedule.evaluation_due(step.step, self.config.evaluate_every)
         if due and self.evaluated != step.step:
             try:
-                with phase("evaluation", step.step):
+                with phase("evaluation", step.step), self.weights.as_result():
                     self.validate(step)
             except _StopAsked:
                 return True
@@ -171,10 +177,11 @@ class Fitting:
             optimizer=self.optimizer.state_dict(),
             scheduler=self.scheduler.state_dict(),
             scaler={} if self.guards.scaler is None else self.guards.scaler.state_dict(),
+            recipes=self.weights.state(),
         )
         target = self.directory.step_checkpoint(step.step)
         try:
-            with phase("save", step.step):
+            with phase("save", step.step), self.weights.as_checkpoint():
                 save_snapshot(target, self.pipeline.model, self.pipeline.tokenizer, state)
         except CheckpointError as error:
             log.warning("no snapshot of step %d: %s%s; the run goes on", step.step, error.what, self._space())
@@ -215,17 +222,18 @@ def keep_step(fitting: Fitting, places: Sequence[Where], task: Task, bad: BadSte
     pipeline = fitting.pipeline
     record = {"task": task.name, "options": options_of(pipeline.task)}
     try:
-        kept = write_bad_step(
-            fitting.directory.bad_step(bad.step),
-            bad,
-            model=pipeline.model,
-            tokenizer=pipeline.tokenizer,
-            task=task,
-            record=json.dumps(record).encode(),
-            places={row: str(places[row]) for row in sorted(rows)},
-            optimizer=fitting.optimizer.state_dict(),
-            scheduler=fitting.scheduler.state_dict(),
-        )
+        with fitting.weights.as_checkpoint():
+            kept = write_bad_step(
+                fitting.directory.bad_step(bad.step),
+                bad,
+                model=pipeline.model,
+                tokenizer=pipeline.tokenizer,
+                task=task,
+                record=json.dumps(record).encode(),
+                places={row: str(places[row]) for row in sorted(rows)},
+                optimizer=fitting.optimizer.state_dict(),
+                scheduler=fitting.scheduler.state_dict(),
+            )
     except CheckpointError as error:  # the run ends anyway; why it does is the more important of the two
         log.warning("the step could not be kept: %s", error.what)
         return bad.error()
@@ -237,10 +245,14 @@ def fit_pipeline(
 ) -> Fitting:
     """Train from `start` to the end. Raises KeyboardInterrupt or SystemExit after a signal, with a snapshot saved."""
     config, pipeline = prepared.config, prepared.pipeline
+    task = prepared.batches.task  # learns by the loss that was asked for; the pipeline's is judged by the plain one
     assert config.learning_rate is not None
     schedule = Schedule.of(prepared.batches, config)
     optimizer = prepared.optimizer or adamw(
-        pipeline.model, learning_rate=config.learning_rate, weight_decay=config.weight_decay
+        pipeline.model,
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+        layer_decay=config.layer_decay,
     )
     fitting = Fitting(
         pipeline=pipeline,
@@ -255,30 +267,43 @@ def fit_pipeline(
         selection=Selection(config.patience),
         pace=Pace(config.save_every),
         guards=Guards(Cuts(directory.read_cuts()), scaler_for(config.precision, pipeline.device)),
+        weights=TrainedWeights(
+            pipeline.model,
+            None if config.ema is None else Average(pipeline.model, config.ema.decay),
+            prepared.adapter,
+        ),
     )
     fitting.guards.cuts.tell = partial(directory.note_cut, start.attempt)
     fitting.guards.keep = partial(keep_step, fitting, prepared.places, prepared.batches.task)
-    with listening() as fitting.stop, threads(start.threads):
+    with (
+        listening() as fitting.stop,
+        threads(start.threads),
+        recomputing(pipeline.model, config.gradient_checkpointing),
+    ):
         if start.snapshot is not None:
             fitting.restore(start.snapshot)
-        else:
-            check_additive(pipeline.model, pipeline.task, prepared.batches, config, device=pipeline.device)
-        if start.snapshot is None or not fitting.evaluate_if_due(start.snapshot.state.step):
-            fit(
-                pipeline.model,
-                pipeline.task,
-                prepared.batches,
-                config,
-                optimizer,
-                fitting.scheduler,
-                device=pipeline.device,
-                schedule=schedule,
-                after_step=fitting.after_step,
-                start=fitting.steps,
-                guards=fitting.guards,
-            )
+        with training_top(
+            pipeline.model, prepared.batches, config.top_layers, folder=directory.path, device=pipeline.device
+        ):
+            if start.snapshot is None:
+                check_additive(pipeline.model, task, prepared.batches, config, device=pipeline.device)
+            if start.snapshot is None or not fitting.evaluate_if_due(start.snapshot.state.step):
+                fit(
+                    pipeline.model,
+                    task,
+                    prepared.batches,
+                    config,
+                    optimizer,
+                    fitting.scheduler,
+                    device=pipeline.device,
+                    schedule=schedule,
+                    after_step=fitting.after_step,
+                    start=fitting.steps,
+                    guards=fitting.guards,
+                )
     if fitting.stop.signal is not None:
         log.warning("stopped after step %d of %d; the same call goes on from there", fitting.steps, schedule.total)
         raise fitting.stop.outcome()
+    fitting.weights.finish()
     pipeline.model.eval()
     return fitting

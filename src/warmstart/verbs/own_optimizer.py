@@ -58,7 +58,7 @@ def with_own(prepared: Prepared, optimizer: MakeOptimizer | None, scheduler: Mak
 def check_settings(config: TrainConfig, optimizer: MakeOptimizer | None, scheduler: MakeScheduler | None) -> None:
     """Nothing that was asked for is dropped in silence: raises UsageError "optimizer-and-setting"."""
     unused = {
-        "optimizer": (("learning_rate", "weight_decay") if optimizer is not None else ()),
+        "optimizer": (("learning_rate", "weight_decay", "layer_decay") if optimizer is not None else ()),
         "scheduler": (("warmup", "schedule") if scheduler is not None else ()),
     }
     for name, settings in unused.items():

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from warmstart.checkpoints import Found, Verified, find, load_model, load_tokenizer, verify
 from warmstart.engine import torch_runtime
@@ -17,10 +17,18 @@ from warmstart.provenance import environment, folder_digest, rows_digest
 from warmstart.rows import Row, hold_out, read
 from warmstart.tasks import TASKS, Task
 from warmstart.training.batches import Batches, make_batches
+from warmstart.training.class_weights import weigh_classes
 from warmstart.training.config import TrainConfig
+from warmstart.training.depth import layers_of
 from warmstart.training.lineage import numerics
+from warmstart.training.lora import add_lora
 from warmstart.training.optimizers import default_learning_rate
+from warmstart.training.recomputing import check_recomputable
+from warmstart.training.top_layers import freeze_below
 from warmstart.verbs.load import make_task, options_of
+
+if TYPE_CHECKING:
+    from warmstart.checkpoints.adapters import Adapter
 
 log = logging.getLogger("warmstart")
 
@@ -39,6 +47,7 @@ class Prepared:
     provenance: Mapping[str, Any]
     optimizer: Any = None  # a person's own; None: AdamW by the settings
     scheduler: Any = None
+    adapter: Adapter | None = None
 
 
 def prepare_run(
@@ -64,8 +73,23 @@ def prepare_run(
     for _ in learned.encode(held_out, train=True):
         pass  # a validation row that cannot be used is an error now, not after the first epoch
     batches = make_batches(learned, rows, seed=config.seed, batch_size=config.batch_size, max_tokens=config.max_tokens)
+    label_weights = weigh_classes(batches, config.loss)
     fresh = learned.head() != loaded.head()
-    pipeline = _untrained(verified, tokenizer, learned, fresh=fresh, config=config, name=name)
+    network = _untrained(verified, learned, fresh=fresh, config=config)
+    freeze_below(network, config, batches)
+    adapter = None if config.lora is None else add_lora(network, config.lora, seed=config.seed)
+    pipeline = Pipeline(
+        model=network,
+        tokenizer=tokenizer,
+        task=learned,
+        runtime=torch_runtime(network, learned, device=config.device),
+        name=name,
+        notes=verified.findings,
+    )
+    if config.gradient_checkpointing:
+        check_recomputable(pipeline.model)
+    if config.layer_decay is not None:
+        layers_of(pipeline.model, asked_by="layer_decay")
     return Prepared(
         pipeline=pipeline,
         batches=batches,
@@ -78,29 +102,21 @@ def prepare_run(
             **_provenance(found, rows, held_out, batches.left_out),
             "task": {"name": kind.name, "options": options_of(learned), "head": learned.head()},
             "numerics": numerics(pipeline.device),
+            **({"label_weights": label_weights} if label_weights else {}),
             "lineage": [],
         },
+        adapter=adapter,
     )
 
 
-def _untrained(
-    verified: Verified, tokenizer: Any, task: Task, *, fresh: bool, config: TrainConfig, name: str
-) -> Pipeline:
-    """The pipeline at its start; with a fresh head if asked to, or if the checkpoint has none of this kind."""
+def _untrained(verified: Verified, task: Task, *, fresh: bool, config: TrainConfig) -> Any:
+    """The model at its start; with a fresh head if asked to, or if the checkpoint has none of this kind."""
     head_of = TASKS.get(verified.purpose or "")
     fits = verified.has_head and head_of is not None and head_of.auto_class == task.auto_class
     fresh_head = None if fits and not fresh else task.head()
     if fresh_head is not None:
         log.info("starting a fresh head for %s", task.name)
-    model = load_model(verified, auto_class=task.auto_class, fresh_head=fresh_head, seed=config.seed)
-    return Pipeline(
-        model=model,
-        tokenizer=tokenizer,
-        task=task,
-        runtime=torch_runtime(model, task, device=config.device),
-        name=name,
-        notes=verified.findings,
-    )
+    return load_model(verified, auto_class=task.auto_class, fresh_head=fresh_head, seed=config.seed)
 
 
 def _check_coupled(task: Task, config: TrainConfig) -> None:
@@ -131,7 +147,7 @@ def _task_for_training(verified: Verified) -> type[Task]:
 def _with_learning_rate(config: TrainConfig, network: Any) -> TrainConfig:
     if config.learning_rate is not None:
         return config
-    rate = default_learning_rate(network.config.hidden_size)
+    rate = default_learning_rate(network.config.hidden_size, adapters=config.lora is not None)
     log.info("learning rate %.3g, by the width of the model", rate)
     return config.model_copy(update={"learning_rate": rate})
 

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from warmstart.errors import UsageError
 from warmstart.metrics import mcnemar
 from warmstart.tasks import find_task
+from warmstart.training.config import plain
 from warmstart.training.lineage import Difference, differences, identity, numerics_of
 from warmstart.training.memory import Cut
 from warmstart.training.recipe import Recipe, read_recipe
@@ -159,9 +160,9 @@ def _differences(recipe: Recipe, provenance: Mapping[str, Any], data: Any, valid
         options=recipe.options,
         name="reproduce",
     )
-    settings = recipe.config.model_dump()
+    settings = plain(recipe.config)
     before = {**identity(settings, provenance), **numerics_of(provenance)}
-    now = {**identity(prepared.config.model_dump(), prepared.provenance), **numerics_of(prepared.provenance)}
+    now = {**identity(plain(prepared.config), prepared.provenance), **numerics_of(prepared.provenance)}
     # Threads are set to what they were.
     return [each for each in differences(before, now) if each.name != "numerics.threads"]
 

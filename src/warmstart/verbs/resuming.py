@@ -14,6 +14,7 @@ from typing import Any
 from warmstart.checkpoints.manifest import NAME as MANIFEST
 from warmstart.checkpoints.manifest import check_manifest
 from warmstart.errors import CheckpointError, UsageError, WarmstartError
+from warmstart.training.config import plain
 from warmstart.training.lineage import Difference, as_records, differences, identity, numerics_of, refused
 from warmstart.training.recipe import Recipe, read_recipe
 from warmstart.training.run import CONFIG, RunDirectory
@@ -50,8 +51,8 @@ def begin(directory: RunDirectory, recipe: Recipe, provenance: Mapping[str, Any]
     directory.sweep()
     before = directory.read_provenance()
     stored = read_recipe(directory.path / CONFIG)
-    settings = recipe.config.model_dump()
-    found = differences(identity(stored.config.model_dump(), before), identity(settings, provenance))
+    settings = plain(recipe.config)
+    found = differences(identity(plain(stored.config), before), identity(settings, provenance))
     if found and not force:
         raise refused(found, str(directory.path))
     finished = directory.attempts.finished

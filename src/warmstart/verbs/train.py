@@ -17,7 +17,7 @@ from warmstart.metrics import Metric
 from warmstart.pipeline import Pipeline
 from warmstart.report import write_report
 from warmstart.tasks import TASKS, Task, WritesFiles, find_task
-from warmstart.training.config import TrainConfig
+from warmstart.training.config import TrainConfig, plain
 from warmstart.training.lock import locked
 from warmstart.training.model_card import RunFacts
 from warmstart.training.phases import phase
@@ -147,7 +147,7 @@ def _finish(fitting: Fitting, prepared: Prepared, attempt: int) -> Run:
             task=pipeline.task.name,
             base=prepared.base,
             options=options_of(pipeline.task),
-            settings=fitting.config.model_dump(),
+            settings=plain(fitting.config),
             metrics={} if best is None else best.as_dict()["metrics"],
             training_rows=prepared.rows,
             validation_rows=len(fitting.held_out),
