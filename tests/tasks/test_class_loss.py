@@ -18,8 +18,8 @@ import warmstart as ws
 from warmstart.batching import collate
 from warmstart.engine.runtime_torch import to_tensors
 from warmstart.rows import Row
-from warmstart.tasks import ClassLoss, Task
-from warmstart.tasks.class_loss import IGNORED
+from warmstart.tasks import Task
+from warmstart.tasks.class_loss import IGNORED, ClassLoss
 
 weight = st.floats(0.01, 100)
 

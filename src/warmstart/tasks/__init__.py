@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from warmstart.errors import UsageError, did_you_mean
-from warmstart.tasks.class_loss import ClassLoss
 from warmstart.tasks.contract import (
     Prediction,
     Scores,
@@ -44,7 +43,6 @@ ALIASES: Mapping[str, str] = {
 __all__ = [
     "ALIASES",
     "TASKS",
-    "ClassLoss",
     "Prediction",
     "Scores",
     "Task",

@@ -8,7 +8,8 @@ from itertools import chain
 
 from warmstart.errors import UsageError, Where, did_you_mean
 from warmstart.features import Array, Batch
-from warmstart.tasks import ClassLoss, Task, WeighsClasses
+from warmstart.tasks import Task, WeighsClasses
+from warmstart.tasks.class_loss import ClassLoss
 from warmstart.training.batches import Batches
 from warmstart.training.recipes import Loss
 
