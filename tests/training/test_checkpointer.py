@@ -10,7 +10,6 @@ import shutil
 import subprocess
 import sys
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -288,15 +287,6 @@ def test_x93_one_process_at_a_time(tmp_path: Path) -> None:
         return subprocess.run(run, capture_output=True, text=True, check=True, timeout=120).stdout
 
     assert other() == f"run-locked {os.getpid()}\n"
-    if os.name == "posix":  # a forked copy that ends, or forgets it, lets go of nothing
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)
-            child = os.fork()
-        if child == 0:
-            del ckpt, loop
-            os._exit(0)
-        assert os.waitpid(child, 0)[1] == 0
-        assert other() == f"run-locked {os.getpid()}\n"
     ckpt.close()
     assert other() == ""
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import time
 import weakref
 from collections.abc import Mapping
@@ -206,7 +205,7 @@ class Checkpointer:
             )
         self._held = ExitStack()
         self._held.enter_context(locked(self.folder))
-        weakref.finalize(self, _let_go, self._held, os.getpid())  # also at the end of the process
+        weakref.finalize(self, self._held.close)  # also at the end of the process
         sweep(self.checkpoints)
 
     def _pack(self) -> tuple[dict[str, Any], dict[str, dict[str, torch.Tensor]]]:
@@ -279,12 +278,6 @@ class Checkpointer:
                 value=step,
                 fix="begin at the step that resume() gives, and count on from there",
             )
-
-
-def _let_go(held: ExitStack, owner: int) -> None:
-    """A forked copy of the process, such as a worker of a loader, shares the lock and must leave it."""
-    if os.getpid() == owner:
-        held.close()
 
 
 def _read(path: Path) -> tuple[Path, Mapping[str, Any], dict[str, dict[str, torch.Tensor]]]:
