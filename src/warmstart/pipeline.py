@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from warmstart.engine import MAX_TOKENS, Runtime, predict
+from warmstart.engine import MAX_TOKENS, Runtime, TextStream, predict
 from warmstart.errors import WarmstartError
 from warmstart.rows import Row, texts
 from warmstart.tasks import Task
@@ -58,15 +58,24 @@ class Pipeline:
         Raises DataError for a row that is none, with its index and field.
         """
         if isinstance(inputs, str | tuple | Mapping):
-            [prediction] = self.stream([inputs], max_tokens=max_tokens)
+            [prediction] = self.predict_rows(self._rows([inputs]), max_tokens=max_tokens)
             return prediction
-        stream = self.stream(inputs, max_tokens=max_tokens)
-        return list(stream) if isinstance(inputs, list) else stream
+        predictions = self.predict_rows(self._rows(inputs), max_tokens=max_tokens)
+        return list(predictions) if isinstance(inputs, list) else predictions
 
-    def stream(self, inputs: Iterable[Any], *, max_tokens: int = MAX_TOKENS) -> Iterator[Any]:
-        """Predictions for an iterable of texts, pairs or rows, in their order, a window of rows at a time."""
-        names = tuple(field.name for field in self.task.fields if field.text)
-        return self.predict_rows(texts(inputs, names=names), max_tokens=max_tokens)
+    def stream(self, prompt: Any) -> TextStream:
+        """The answer to one prompt (a text or a row), a piece of text at a time, from a task that generates.
+
+            for piece in pipe.stream("Once upon a time"):
+                print(piece, end="", flush=True)
+
+        Raises UsageError "stream-unsupported", "stream-with-beams"; DataError as predicting does.
+        """
+        [row] = self._rows([prompt])
+        return TextStream(self.task, self.runtime, row)
+
+    def _rows(self, inputs: Iterable[Any]) -> Iterator[Row]:
+        return texts(inputs, names=tuple(field.name for field in self.task.fields if field.text))
 
     def predict_rows(self, rows: Iterable[Row], *, max_tokens: int = MAX_TOKENS) -> Iterator[Any]:
         """Predictions for rows as `rows.read` gives them. Says at the end how many texts were cut."""

@@ -12,12 +12,14 @@ from typing import Any
 
 from warmstart.engine.graph_runtime import Outputs
 from warmstart.engine.predict import MAX_TOKENS, Runtime, by_row, decode_row, predict, prepare, run_batch
+from warmstart.engine.streaming import TextStream
 from warmstart.errors import UsageError
 from warmstart.tasks import Task
 
 __all__ = [
     "MAX_TOKENS",
     "Runtime",
+    "TextStream",
     "by_row",
     "decode_row",
     "graph_runtime",

@@ -12,7 +12,7 @@ from warmstart.errors import WarmstartError
 from warmstart.features import Array, Batch, Feature
 from warmstart.rows import Row
 from warmstart.tasks import Prediction, Task
-from warmstart.tasks.contract import NeedsModel
+from warmstart.tasks.contract import Generates, NeedsModel
 
 # Padded tokens a batch may hold. Beyond this a GPU gains little for encoders of common size; see `Runtime.max_tokens`.
 MAX_TOKENS = 4096
@@ -108,10 +108,16 @@ def _in_parts(features: Iterator[Feature]) -> Iterator[list[Feature]]:
 
 
 def run_batch(task: Task, runtime: Runtime, features: Sequence[Feature]) -> list[dict[str, Array]]:
-    """Each feature's outputs, from one batch; from halves of it where the device has no memory for the whole.
+    """Each feature's outputs, from one batch; from halves of it where the device has no memory for the whole, or where
+    a task that generates wants fewer rows.
 
     Raises WarmstartError "out-of-memory" for a feature that does not fit alone, and what the runtime raises.
     """
+    if isinstance(task, Generates) and not features[0].targets and len(features) > 1:
+        most = task.rows_at_most(max(feature.length for feature in features))
+        if len(features) > most:
+            parts = [features[start : start + most] for start in range(0, len(features), most)]
+            return [output for part in parts for output in run_batch(task, runtime, part)]
     try:
         outputs = runtime.run(collate(features, task.pads))
     except MemoryError:

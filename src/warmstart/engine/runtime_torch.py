@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -13,6 +13,8 @@ import torch
 from warmstart.engine.predict import MAX_TOKENS
 from warmstart.features import Array, Batch
 from warmstart.tasks import Task
+from warmstart.tasks.contract import Generates
+from warmstart.tasks.decoding import Answer
 
 
 class EvalMode:
@@ -71,6 +73,26 @@ class TorchRuntime:
             if is_out_of_memory(error):
                 raise MemoryError(str(error)) from error
             raise
+
+    def stream(self, batch: Batch) -> Generator[Sequence[Answer]]:
+        """The answers of `task.stream` after each token. Between tokens the model is the person's own again.
+
+        Raises MemoryError as `run` does.
+        """
+        assert isinstance(self.task, Generates), "`TextStream` has checked it"
+        steps = self.task.stream(self.model, to_tensors(batch, self.device))
+        while True:
+            try:
+                # Neither mode may reach over a `yield`: they belong to the thread, which goes on with other things.
+                with torch.inference_mode(), self._mode.of(self.model):
+                    answers = next(steps, None)
+            except RuntimeError as error:
+                if _is_out_of_memory(error):
+                    raise MemoryError(str(error)) from error
+                raise
+            if answers is None:
+                return
+            yield answers
 
 
 def to_tensors(batch: Batch, device: str) -> Batch:

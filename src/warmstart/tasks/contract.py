@@ -12,7 +12,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -22,6 +22,9 @@ from warmstart.metrics import Measure, Metric
 from warmstart.rows import Field, Row
 from warmstart.tasks.class_loss import ClassLoss
 from warmstart.tokenization import Tokenizer
+
+if TYPE_CHECKING:
+    from warmstart.tasks.decoding import Answer
 
 
 @dataclass(frozen=True)
@@ -155,6 +158,30 @@ class NeedsModel(Protocol):
 
 
 @runtime_checkable
+class Generates(Protocol):
+    """A task whose `infer` generates: a batch goes on growing while it runs, and can be watched.
+
+    No graph can be traced of it. `decode` reads what `Answer.outputs` holds, from `infer` and from `stream` alike.
+    """
+
+    def stream(self, model: Any, batch: Batch) -> Iterator[Sequence[Answer]]:
+        """The answers of the batch's features after each token. Closing the iterator frees what generating holds.
+
+        Raises UsageError "stream-with-beams": a search knows its text at its end only."""
+        ...
+
+    def rows_at_most(self, longest: int) -> int:
+        """How many features may share a batch whose longest has `longest` tokens: the key-value cache is bounded.
+        At least 1 for whatever `encode` gives, which refuses a row that does not fit alone."""
+        ...
+
+    @property
+    def prompt_limit(self) -> int:
+        """The most tokens of a prompt, so that there is room for an answer after it."""
+        ...
+
+
+@runtime_checkable
 class WritesFiles(Protocol):
     """A task that other programs read from files of its own, beside the model's."""
 
@@ -234,8 +261,16 @@ def text_of(row: Row, name: str, *, optional: bool = False) -> str | None:
     return value
 
 
+@dataclass(frozen=True)
+class Rule:
+    """What an option may be, where no list of values says it: a check that answers for any object, and its words."""
+
+    fits: Callable[[Any], bool]
+    wanted: str
+
+
 def checked_options(
-    task: type[Any], options: Mapping[str, Any], known: Mapping[str, tuple[Any, ...]]
+    task: type[Any], options: Mapping[str, Any], known: Mapping[str, tuple[Any, ...] | Rule]
 ) -> dict[str, Any]:
     """Check a person's task options: `known` maps each name to its allowed values; (int,) stands for every whole
     number from 1, (float,) for every number from 0 to 1, (bool,) for True and False, (str,) for every text.
@@ -250,7 +285,8 @@ def checked_options(
                 value=name,
                 fix=did_you_mean(name, known),
             )
-        fits, wanted = _option_rule(known[name])
+        rule = known[name]
+        fits, wanted = (rule.fits, rule.wanted) if isinstance(rule, Rule) else _option_rule(rule)
         if not fits(value):
             raise UsageError("option-value", f"{name} must be {wanted}", value=value, fix=f"set {name} to {wanted}")
     return dict(options)

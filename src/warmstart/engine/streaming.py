@@ -1,0 +1,77 @@
+"""One answer as it grows: the text of a row, a piece at a time, from a task that generates."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+from warmstart.batching import collate
+from warmstart.engine.predict import Runtime, decode_row
+from warmstart.errors import UsageError
+from warmstart.features import Batch
+from warmstart.rows import Row
+from warmstart.tasks import Task
+from warmstart.tasks.contract import Generates
+from warmstart.tasks.decoding import Answer
+
+
+@runtime_checkable
+class StreamingRuntime(Protocol):
+    """A runtime that can run a task's `stream`."""
+
+    def stream(self, batch: Batch) -> Generator[Sequence[Answer]]: ...
+
+
+class TextStream:
+    """An iterator over the pieces of an answer, which join to its text; then `prediction` is what predicting gives.
+
+        stream = pipe.stream("Once upon a time")
+        for piece in stream:
+            print(piece, end="", flush=True)
+        stream.prediction.finish_reason
+
+    `close` stops the answer and frees its key-value cache; so does leaving a `with` block, and letting go of the
+    object. What came until then stays in `text`.
+    """
+
+    def __init__(self, task: Task, runtime: Runtime, row: Row) -> None:
+        """Raises UsageError "stream-unsupported", and what the task's `encode` raises."""
+        if not isinstance(task, Generates) or not isinstance(runtime, StreamingRuntime):
+            raise UsageError(
+                "stream-unsupported",
+                f"{task.name} gives an answer at once, there is nothing to stream",
+                value=task.name,
+                fix="call the pipeline: pipe(row)",
+            )
+        self.text = ""
+        self.prediction: Any = None
+        self._task, self._row = task, row
+        self._features = list(task.encode([row]))
+        self._steps = runtime.stream(collate(self._features, task.pads))
+        self._pieces = self._grow()
+
+    def __iter__(self) -> TextStream:
+        return self
+
+    def __next__(self) -> str:
+        return next(self._pieces)
+
+    def __enter__(self) -> TextStream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop here. Nothing more comes, and nothing is held."""
+        self._pieces.close()
+        self._steps.close()
+
+    def _grow(self) -> Generator[str]:
+        answers: Sequence[Answer] = ()
+        for answers in self._steps:
+            settled = answers[0].settled
+            if len(settled) > len(self.text):
+                piece, self.text = settled[len(self.text) :], settled
+                yield piece
+        self.prediction = decode_row(self._task, self._row, self._features, [answers[0].outputs()])

@@ -1,0 +1,234 @@
+"""Token by token: the loop that turns a model's next-token logits into answers, for a batch of rows at once.
+
+    steps.first() ─▶ logits ──choose──▶ a token for each row ──Answer.add──▶ rows that go on ──steps.next──▶ logits …
+
+`Steps` is what a kind of model brings: how its prompt is read, and how one more token is. Tensors are handled by their
+own methods, so that nothing here imports torch. A row's answer is a function of the row alone: rows that are done leave
+the batch, and each draws from a stream of its own.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from warmstart.features import Array
+from warmstart.randomness import generator
+from warmstart.tasks.generation_options import Generation
+
+NOTHING = -1  # stands in an array of tokens after the last
+FINISHES = ("end", "stop", "length")  # a token that ends the text, a stop text, or the most tokens it may have
+
+
+class Steps(Protocol):
+    """A batch of rows in a model that generates, with its key-value cache, which is gone with this object."""
+
+    def first(self) -> Any:
+        """Logits (B, V) of each row's first new token."""
+        ...
+
+    def next(self, tokens: Any) -> Any:
+        """Logits (B, V) of the token after `tokens` (B,)."""
+        ...
+
+    def keep(self, rows: Any) -> None:
+        """Go on with these rows (b,) alone."""
+        ...
+
+
+class Answer:
+    """One row's answer while it grows. `finish` is one of FINISHES when it is done; the end token is no part of it."""
+
+    def __init__(self, how: Generation, *, most: int, key: str, seed: int, decode: Callable[[list[int]], str]) -> None:
+        """`most`: tokens it may have; `key` and `seed`: what it draws by; `decode` makes text of tokens."""
+        self.tokens: list[int] = []
+        self.finish: str | None = None
+        self._how, self._most, self._decode = how, most, decode
+        self._draws = generator(seed, "sample", key) if how.temperature else None
+
+    def add(self, token: int) -> None:
+        """Take the next token, and see whether the answer is done."""
+        if token in self._how.end_ids:
+            self.finish = "end"
+            return
+        self.tokens.append(token)
+        if self._how.stop and _cut(self._decode(self.tokens), self._how.stop) is not None:
+            self.finish = "stop"
+        elif len(self.tokens) >= self._most:
+            self.finish = "length"
+
+    def draw(self) -> float:
+        """The next number from 0 to 1 of this row's stream."""
+        assert self._draws is not None, "greedy answers draw nothing"
+        return float(self._draws.random())
+
+    @property
+    def text(self) -> str:
+        """The answer without a stop text."""
+        text = self._decode(self.tokens)
+        cut = _cut(text, self._how.stop)
+        return text if cut is None else text[:cut]
+
+    @property
+    def settled(self) -> str:
+        """The part of the text that further tokens cannot change: no half character, no beginning of a stop text."""
+        text = self.text
+        if self.finish is not None:
+            return text
+        text = text.rstrip("\N{REPLACEMENT CHARACTER}")
+        longest = max((len(stop) for stop in self._how.stop), default=1) - 1
+        for size in range(min(longest, len(text)), 0, -1):
+            if any(stop.startswith(text[-size:]) for stop in self._how.stop):
+                return text[:-size]
+        return text
+
+    def outputs(self, width: int | None = None) -> dict[str, Array]:
+        """What `decode` reads: `tokens` (width,), NOTHING after the last, and `finish` (), a place in FINISHES."""
+        assert self.finish is not None, "an answer has outputs when it is done"
+        tokens = np.full(len(self.tokens) if width is None else width, NOTHING, dtype=np.int64)
+        tokens[: len(self.tokens)] = self.tokens
+        return {"tokens": tokens, "finish": np.array(FINISHES.index(self.finish))}
+
+
+def answer_of(output: Mapping[str, Array], how: Generation, decode: Callable[[list[int]], str]) -> tuple[str, int, str]:
+    """Text, number of tokens, and finish of what `Answer.outputs` holds."""
+    tokens = output["tokens"][output["tokens"] != NOTHING].tolist()
+    text = decode(tokens)
+    cut = _cut(text, how.stop)
+    return text if cut is None else text[:cut], len(tokens), FINISHES[int(output["finish"])]
+
+
+def stacked(answers: Sequence[Answer], like: Any) -> dict[str, Any]:
+    """The outputs of a batch's answers as tensors beside `like`: tokens (B, N), finish (B,)."""
+    width = max(1, *(len(answer.tokens) for answer in answers)) if answers else 1
+    rows = [answer.outputs(width) for answer in answers]
+    return {
+        "tokens": like.new_tensor([row["tokens"].tolist() for row in rows]),
+        "finish": like.new_tensor([int(row["finish"]) for row in rows]),
+    }
+
+
+def generate(steps: Steps, answers: Sequence[Answer], how: Generation) -> Iterator[Sequence[Answer]]:
+    """Let all answers grow by a token at a time until each is done; yields them after every token.
+
+    The key-value cache lives in `steps`: whoever stops early closes this iterator and lets go of it.
+    """
+    live = list(answers)
+    logits = steps.first()
+    while True:
+        tokens = choose(logits, live, how)
+        for answer, token in zip(live, tokens.tolist(), strict=True):
+            answer.add(token)
+        yield answers
+        going = [place for place, answer in enumerate(live) if answer.finish is None]
+        if not going:
+            return
+        if len(going) < len(live):
+            rows = tokens.new_tensor(going)
+            steps.keep(rows)
+            tokens, live = tokens[rows], [live[place] for place in going]
+        logits = steps.next(tokens)
+
+
+def choose(logits: Any, answers: Sequence[Answer], how: Generation) -> Any:
+    """The next token of each row (B,), from logits (B, V)."""
+    if how.end_ids and any(len(answer.tokens) < how.min_new_tokens for answer in answers):
+        logits = logits.clone()
+        for row, answer in enumerate(answers):
+            if len(answer.tokens) < how.min_new_tokens:
+                logits[row, list(how.end_ids)] = -float("inf")
+    if not how.temperature:
+        return logits.argmax(dim=-1)
+    # Double precision: a draw must not fall on another token because a batch of other size rounds otherwise.
+    ranked, order = (logits.double() / how.temperature).sort(dim=-1, descending=True, stable=True)
+    ranked = ranked[:, : how.top_k or None]
+    upto = ranked.softmax(dim=-1).cumsum(dim=-1)  # (B, K) the probability of each token and all before it
+    kept = (upto < how.top_p).sum(dim=-1).clamp(max=ranked.shape[-1] - 1)  # the last that may be drawn
+    whole = upto.gather(1, kept[:, None])
+    draws = whole.new_tensor([answer.draw() for answer in answers])[:, None] * whole
+    place = (upto <= draws).sum(dim=-1, keepdim=True).minimum(kept[:, None])
+    return order.gather(1, place)[:, 0]
+
+
+class CausalSteps:
+    """Rows in a decoder. Whatever side they are padded on, they are laid to the right here, so that new tokens follow
+    their prompts without a hole."""
+
+    def __init__(self, model: Any, input_ids: Any, attention_mask: Any) -> None:
+        """(B, T) each."""
+        self._model = model
+        width = input_ids.shape[1]
+        places = attention_mask.new_ones(1, width).cumsum(dim=1) - 1
+        # Where each token comes from: the first kept place of its row, and on from there, around the end.
+        first = attention_mask.long().argmax(dim=1, keepdim=True)
+        shift = width - attention_mask.sum(dim=1, keepdim=True)
+        come_from = (places + first - shift) % width
+        self._ids = input_ids.gather(1, come_from)
+        self._mask = attention_mask.gather(1, come_from)
+        self._takes_positions = "position_ids" in _arguments(model)
+        self._cache: Any = None
+
+    def first(self) -> Any:
+        positions = (self._mask.cumsum(dim=1) - 1).clamp(min=0)
+        return self._run(self._ids, positions)
+
+    def next(self, tokens: Any) -> Any:
+        self._mask = _with_column(self._mask)
+        return self._run(tokens[:, None], self._mask.sum(dim=1, keepdim=True) - 1)
+
+    def keep(self, rows: Any) -> None:
+        self._mask = self._mask[rows]
+        self._cache.batch_select_indices(rows)
+
+    def _run(self, ids: Any, positions: Any) -> Any:
+        more = {"position_ids": positions} if self._takes_positions else {}
+        outputs = self._model(
+            input_ids=ids,
+            attention_mask=self._mask,
+            past_key_values=self._cache,
+            use_cache=True,
+            logits_to_keep=1,
+            **more,
+        )
+        self._cache = outputs.past_key_values
+        return outputs.logits[:, -1].float()
+
+
+def beam_search(model: Any, inputs: Mapping[str, Any], answers: Sequence[Answer], how: Generation, most: int) -> None:
+    """Give each answer the text that transformers' beam search finds, of at most `most` tokens."""
+    found = model.generate(
+        **inputs,
+        max_new_tokens=most,
+        min_new_tokens=how.min_new_tokens or None,
+        num_beams=how.beams,
+        do_sample=False,
+        length_penalty=how.length_penalty,
+        eos_token_id=list(how.end_ids) or None,
+        pad_token_id=how.pad_id,
+    )
+    new = found.shape[1] - (0 if model.config.is_encoder_decoder else inputs["input_ids"].shape[1])
+    for answer, tokens in zip(answers, found[:, found.shape[1] - new :].tolist(), strict=True):
+        for token in tokens:
+            if answer.finish is None:
+                answer.add(token)
+        answer.finish = answer.finish or "length"
+
+
+def _cut(text: str, stop: Sequence[str]) -> int | None:
+    """Where the first stop text begins."""
+    places = [place for each in stop if (place := text.find(each)) >= 0]
+    return min(places, default=None)
+
+
+def _with_column(mask: Any) -> Any:
+    """A mask (B, T) with one more column of ones."""
+    wider = mask.new_ones(mask.shape[0], mask.shape[1] + 1)
+    wider[:, :-1] = mask
+    return wider
+
+
+def _arguments(model: Any) -> Mapping[str, Any]:
+    return inspect.signature(model.forward).parameters

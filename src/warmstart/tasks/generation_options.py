@@ -1,0 +1,111 @@
+"""How text is generated: the options that generating tasks share, their rules, and what they mean together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from warmstart.errors import UsageError
+from warmstart.tasks.contract import Rule
+
+# Options of every generating task, which has a field of each name; `Generation` tells what they mean.
+GENERATION_OPTIONS = (
+    *("max_new_tokens", "min_new_tokens", "temperature", "top_k", "top_p", "beams", "length_penalty", "stop", "seed"),
+    "cache_megabytes",
+)
+GENERATION_RULES: Mapping[str, tuple[Any, ...] | Rule] = {
+    "max_new_tokens": (int,),
+    "min_new_tokens": Rule(lambda value: type(value) is int and value >= 0, "a whole number from 0"),
+    "temperature": Rule(lambda value: _is_number(value) and 0 <= value <= 100, "a number from 0 (greedy) to 100"),
+    "top_k": Rule(lambda value: type(value) is int and value >= 0, "a whole number from 0, which is all tokens"),
+    "top_p": (float,),
+    "beams": (int,),
+    "length_penalty": Rule(lambda value: _is_number(value) and 0 <= value <= 100, "a number from 0 to 100"),
+    "stop": Rule(lambda value: _are_stops(value), "a text, or a list of at most 16 texts"),
+    "seed": Rule(lambda value: type(value) is int and value >= 0, "a whole number from 0"),
+    "cache_megabytes": (int,),
+}
+_MOST_STOPS = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generation:
+    """What stands between a model's logits and its text.
+
+    `temperature` 0 takes the most probable token each time (greedy). Above it tokens are drawn, from the `top_k` most
+    probable (0: all) and of these from the fewest that together have probability `top_p` (nucleus sampling: A. Holtzman
+    et al., "The Curious Case of Neural Text Degeneration", ICLR 2020). `beams` above 1 search for the most probable
+    text, whose log probability is divided by its length to the power of `length_penalty`. An answer ends with a token
+    of `end_ids`, before the first text of `stop`, or after `max_new_tokens`; no such token comes before
+    `min_new_tokens`. Draws are a function of `seed` and the row alone.
+
+    Raises UsageError "option-conflict" for options that do not go together.
+    """
+
+    max_new_tokens: int
+    min_new_tokens: int = 0
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    beams: int = 1
+    length_penalty: float = 1.0
+    stop: tuple[str, ...] = ()
+    seed: int = 0
+    end_ids: tuple[int, ...] = ()
+    pad_id: int = 0
+
+    def __post_init__(self) -> None:
+        if self.beams > 1 and self.temperature > 0:
+            raise _conflict("beams and temperature", "beams search for the most probable text, and draw none")
+        if self.beams > 1 and self.stop:
+            raise _conflict("beams and stop", "a beam is not stopped by a text; cut the answer instead")
+        if self.temperature == 0 and (self.top_k or self.top_p < 1):
+            raise _conflict("top_k or top_p without temperature", "only drawing reads them", "set temperature=1.0")
+        if self.min_new_tokens > self.max_new_tokens:
+            raise _conflict("min_new_tokens above max_new_tokens", "an answer cannot be that long and that short")
+
+
+def stops(value: str | list[str] | tuple[str, ...]) -> tuple[str, ...]:
+    """The option `stop` as a task keeps it."""
+    return (value,) if isinstance(value, str) else tuple(value)
+
+
+def cache_bytes_a_token(config: Mapping[str, Any]) -> int:
+    """Bytes that one token of one row takes in a decoder's key-value cache, in float32; 0 for a config that hides it.
+
+    Two vectors, key and value, of every layer and key-value head.
+    """
+    config = config.get("text_config") or config
+    layers = _first(config, "num_decoder_layers", "decoder_layers", "num_hidden_layers", "n_layer", "num_layers")
+    heads = _first(config, "decoder_attention_heads", "num_attention_heads", "n_head", "num_heads")
+    width = _first(config, "hidden_size", "d_model", "n_embd")
+    head = _first(config, "head_dim", "d_kv") or (width // heads if heads else 0)
+    return 2 * 4 * layers * (_first(config, "num_key_value_heads") or heads) * head
+
+
+def rows_at_most(tokens: int, how: Generation, *, bytes_a_token: int, megabytes: int) -> int:
+    """Rows of `tokens` tokens each, prompt and answer, whose key-value cache fits into `megabytes`; may be 0."""
+    row = tokens * bytes_a_token * how.beams
+    return (megabytes << 20) // row if row else 1 << 20
+
+
+def _first(config: Mapping[str, Any], *names: str) -> int:
+    return next((config[name] for name in names if type(config.get(name)) is int), 0)
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float)
+
+
+def _are_stops(value: Any) -> bool:
+    texts = [value] if isinstance(value, str) else value
+    return (
+        isinstance(texts, list | tuple)
+        and len(texts) <= _MOST_STOPS
+        and all(isinstance(text, str) and text for text in texts)
+    )
+
+
+def _conflict(what: str, why: str, fix: str = "leave one of the two out") -> UsageError:
+    return UsageError("option-conflict", f"{what}: {why}", value=what, fix=fix)
