@@ -12,7 +12,7 @@ from warmstart.engine import MAX_TOKENS, Runtime, TextStream, predict
 from warmstart.errors import WarmstartError
 from warmstart.rows import Row, texts
 from warmstart.tasks import Task
-from warmstart.tasks.contract import NeedsExam
+from warmstart.tasks.contract import Generates, NeedsExam
 
 log = logging.getLogger("warmstart")
 
@@ -95,12 +95,11 @@ class Pipeline:
                 yield prediction
         finally:  # also where the caller stops early, or a later row is bad
             if cut:
-                log.warning(
-                    "%s of %s texts were longer than %s tokens and were cut; long_text=windows reads all of a text",
-                    f"{cut:,}",
-                    f"{total:,}",
-                    self.task.tokenizer.limit,
-                )
+                limit, instead = self.task.tokenizer.limit, "long_text=windows reads all of a text"
+                if isinstance(self.task, Generates):
+                    limit, instead = self.task.prompt_limit, "they lost their beginning, long_text=error refuses them"
+                said = "%s of %s texts were longer than %s tokens and were cut; %s"
+                log.warning(said, f"{cut:,}", f"{total:,}", limit, instead)
 
     @property
     def device(self) -> str:

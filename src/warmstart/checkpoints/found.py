@@ -13,11 +13,12 @@ from warmstart.checkpoints.cache import cache_folder
 from warmstart.checkpoints.carriers import starter_encoder
 from warmstart.checkpoints.packages import find_in_package
 from warmstart.checkpoints.starter import starter
+from warmstart.checkpoints.starter_chat import starter_chat
 from warmstart.errors import CheckpointError, UsageError, did_you_mean
 
 logger = logging.getLogger("warmstart")
 
-STARTERS = ("starter", "starter-encoder")
+STARTERS = ("starter", "starter-encoder", "starter-chat")
 Source = Literal["folder", "run", "hub", "package", "starter"]
 
 
@@ -40,7 +41,7 @@ def find(name: str | Path, *, revision: str | None = None) -> Found:
 
     Raises UsageError `revision-twice`, `revision-without-hub`; CheckpointError `checkpoint-not-found`,
     `checkpoint-is-a-file`, `run-without-model`, and those of `packages.find_in_package`, `hub.fetch_snapshot`,
-    `carriers.starter_encoder`, `starter.starter`.
+    `carriers.starter_encoder`, `starter.starter`, `starter_chat.starter_chat`.
 
     >>> find("starter-encoder").source  # doctest: +SKIP
     'starter'
@@ -58,8 +59,8 @@ def find(name: str | Path, *, revision: str | None = None) -> Found:
         return Found(find_in_package(text.removeprefix("pkg:")), text, None, "package")
     if text in STARTERS:
         _refuse_revision(text, revision)
-        folder = starter_encoder(cache_folder()) if text == "starter-encoder" else starter(cache_folder())
-        return Found(folder, text, None, "starter")
+        fetch = {"starter": starter, "starter-encoder": starter_encoder, "starter-chat": starter_chat}[text]
+        return Found(fetch(cache_folder()), text, None, "starter")
     return _find_on_hub(text, revision)
 
 

@@ -20,6 +20,7 @@ from warmstart.tasks.question_answering import QuestionAnswering
 from warmstart.tasks.rerank import Rerank
 from warmstart.tasks.sentence_embedding import Embedding
 from warmstart.tasks.text_classification import TextClassification
+from warmstart.tasks.text_generation import TextGeneration
 from warmstart.tasks.token_classification import TokenClassification
 from warmstart.tasks.zero_shot_classification import ZeroShotClassification
 
@@ -31,6 +32,7 @@ TASKS: Mapping[str, type[Task]] = {
     "rerank": Rerank,
     "zero-shot-classification": ZeroShotClassification,
     "fill-mask": FillMask,
+    "text-generation": TextGeneration,
 }
 
 # Names that transformers' `pipeline(...)` and older habits use.

@@ -21,6 +21,7 @@ from warmstart.features import Array, Batch, Feature, Pad
 from warmstart.metrics import Measure, Metric
 from warmstart.rows import Field, Row
 from warmstart.tasks.class_loss import ClassLoss
+from warmstart.tasks.option_rules import Rule
 from warmstart.tokenization import Tokenizer
 
 if TYPE_CHECKING:
@@ -259,14 +260,6 @@ def text_of(row: Row, name: str, *, optional: bool = False) -> str | None:
             fix="convert the value to a string before predicting or training",
         )
     return value
-
-
-@dataclass(frozen=True)
-class Rule:
-    """What an option may be, where no list of values says it: a check that answers for any object, and its words."""
-
-    fits: Callable[[Any], bool]
-    wanted: str
 
 
 def checked_options(

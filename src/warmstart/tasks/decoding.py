@@ -46,7 +46,8 @@ class Answer:
         """`most`: tokens it may have; `key` and `seed`: what it draws by; `decode` makes text of tokens."""
         self.tokens: list[int] = []
         self.finish: str | None = None
-        self._how, self._most, self._decode = how, most, decode
+        self.most = most
+        self._how, self._decode = how, decode
         self._draws = generator(seed, "sample", key) if how.temperature else None
 
     def add(self, token: int) -> None:
@@ -57,8 +58,15 @@ class Answer:
         self.tokens.append(token)
         if self._how.stop and _cut(self._decode(self.tokens), self._how.stop) is not None:
             self.finish = "stop"
-        elif len(self.tokens) >= self._most:
+        elif len(self.tokens) >= self.most:
             self.finish = "length"
+
+    def finish_with(self, tokens: Sequence[int]) -> None:
+        """Take all tokens of a search, which pads behind the end."""
+        for token in tokens:
+            if self.finish is None:
+                self.add(token)
+        self.finish = self.finish or "length"
 
     def draw(self) -> float:
         """The next number from 0 to 1 of this row's stream."""
@@ -160,14 +168,7 @@ class CausalSteps:
     def __init__(self, model: Any, input_ids: Any, attention_mask: Any) -> None:
         """(B, T) each."""
         self._model = model
-        width = input_ids.shape[1]
-        places = attention_mask.new_ones(1, width).cumsum(dim=1) - 1
-        # Where each token comes from: the first kept place of its row, and on from there, around the end.
-        first = attention_mask.long().argmax(dim=1, keepdim=True)
-        shift = width - attention_mask.sum(dim=1, keepdim=True)
-        come_from = (places + first - shift) % width
-        self._ids = input_ids.gather(1, come_from)
-        self._mask = attention_mask.gather(1, come_from)
+        self._ids, self._mask = to_the_right(input_ids, attention_mask)
         self._takes_positions = "position_ids" in _arguments(model)
         self._cache: Any = None
 
@@ -197,24 +198,40 @@ class CausalSteps:
         return outputs.logits[:, -1].float()
 
 
-def beam_search(model: Any, inputs: Mapping[str, Any], answers: Sequence[Answer], how: Generation, most: int) -> None:
-    """Give each answer the text that transformers' beam search finds, of at most `most` tokens."""
-    found = model.generate(
-        **inputs,
-        max_new_tokens=most,
-        min_new_tokens=how.min_new_tokens or None,
-        num_beams=how.beams,
-        do_sample=False,
-        length_penalty=how.length_penalty,
-        eos_token_id=list(how.end_ids) or None,
-        pad_token_id=how.pad_id,
-    )
-    new = found.shape[1] - (0 if model.config.is_encoder_decoder else inputs["input_ids"].shape[1])
-    for answer, tokens in zip(answers, found[:, found.shape[1] - new :].tolist(), strict=True):
-        for token in tokens:
-            if answer.finish is None:
-                answer.add(token)
-        answer.finish = answer.finish or "length"
+def beam_search(
+    model: Any, inputs: Mapping[str, Any], answers: Sequence[Answer], how: Generation
+) -> Iterator[Sequence[Answer]]:
+    """Give each answer the text that transformers' beam search finds; yields them once, at the end.
+
+    A search has one limit for all its rows, so rows that may have another number of tokens are searched apart.
+    """
+    for most in sorted({answer.most for answer in answers}):
+        places = [place for place, answer in enumerate(answers) if answer.most == most]
+        found = model.generate(
+            **{name: tensor[places] for name, tensor in inputs.items()},
+            max_new_tokens=most,
+            min_new_tokens=how.min_new_tokens or None,
+            num_beams=how.beams,
+            do_sample=False,
+            length_penalty=how.length_penalty,
+            eos_token_id=list(how.end_ids) or None,
+            pad_token_id=how.pad_id,
+        )
+        start = 0 if model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
+        for place, tokens in zip(places, found[:, start:].tolist(), strict=True):
+            answers[place].finish_with(tokens)
+    yield answers
+
+
+def to_the_right(input_ids: Any, attention_mask: Any) -> tuple[Any, Any]:
+    """The same rows (B, T), padded on the left: what follows a row then stands right behind it."""
+    width = input_ids.shape[1]
+    places = attention_mask.new_ones(1, width).cumsum(dim=1) - 1
+    # Where each token comes from: the first kept place of its row, and on from there, around the end.
+    first = attention_mask.long().argmax(dim=1, keepdim=True)
+    shift = width - attention_mask.sum(dim=1, keepdim=True)
+    come_from = (places + first - shift) % width
+    return input_ids.gather(1, come_from), attention_mask.gather(1, come_from)
 
 
 def _cut(text: str, stop: Sequence[str]) -> int | None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from warmstart.errors import UsageError
-from warmstart.tasks.contract import Rule
+from warmstart.tasks.option_rules import Rule
 
 # Options of every generating task, which has a field of each name; `Generation` tells what they mean.
 GENERATION_OPTIONS = (
@@ -69,6 +71,16 @@ class Generation:
 def stops(value: str | list[str] | tuple[str, ...]) -> tuple[str, ...]:
     """The option `stop` as a task keeps it."""
     return (value,) if isinstance(value, str) else tuple(value)
+
+
+def end_ids_of(config: Mapping[str, Any], folder: Path) -> tuple[int, ...]:
+    """The tokens that end a text: what the folder's `generation_config.json` says, else the config."""
+    path = folder / "generation_config.json"
+    own = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    found = own.get("eos_token_id")
+    found = (config.get("text_config") or config).get("eos_token_id") if found is None else found
+    ids = found if isinstance(found, list) else [found]
+    return tuple(token for token in ids if type(token) is int)
 
 
 def cache_bytes_a_token(config: Mapping[str, Any]) -> int:

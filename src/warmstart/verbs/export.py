@@ -12,6 +12,7 @@ from warmstart.checkpoints.exported import GRAPH_FILES, PRECISIONS
 from warmstart.engine import graph_writer
 from warmstart.errors import UsageError, did_you_mean
 from warmstart.pipeline import Pipeline
+from warmstart.tasks.contract import Generates
 from warmstart.verbs.export_graph import Export, GraphExport, own_files
 from warmstart.verbs.export_rows import ExportRows
 from warmstart.verbs.load import load
@@ -60,6 +61,13 @@ def export(
         graph_writer(format)  # what is not installed is said before anything is loaded
     pipe = model if isinstance(model, Pipeline) else load(model, task=task, options=options, device="cpu")
     network = pipe.model
+    if format != "safetensors" and isinstance(pipe.task, Generates):
+        raise UsageError(
+            "export-unsupported",
+            f"{pipe.task.name} goes on token by token, and a graph is one forward pass",
+            value=format,
+            fix='use format="safetensors"',
+        )
     allowed = tolerance or default_tolerance(precision)
     rows = ExportRows.choose(pipe, data, columns, precision, allowed)
     gate = Gate.of(pipe, rows.gate, allowed)

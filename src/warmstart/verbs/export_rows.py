@@ -12,12 +12,14 @@ from warmstart.errors import DataError, UsageError
 from warmstart.pipeline import Pipeline
 from warmstart.randomness import generator
 from warmstart.rows import Row, read
+from warmstart.tasks.contract import Generates
 from warmstart.verbs.demo import movie_reviews
 from warmstart.verbs.parity import Tolerance
 
 log = logging.getLogger("warmstart")
 
 _GATE_ROWS, _CALIBRATION_ROWS = 1024, 300  # at most; of more rows, some are drawn
+_FEWER_ROWS = 256  # of the default ones, for decoders, which are larger than encoders
 
 
 @dataclass(frozen=True)
@@ -35,8 +37,9 @@ class ExportRows:
         calibrates = precision == "int8"
         if data is None:
             _check_default(pipe, precision)
-            known = movie_reviews("train") if calibrates else []
-            return cls(_drawn(movie_reviews("validation"))[:_GATE_ROWS], _drawn(known)[:_CALIBRATION_ROWS], False)
+            known = _reviews(pipe, "train") if calibrates else []
+            most = _FEWER_ROWS if isinstance(pipe.task, Generates) else _GATE_ROWS
+            return cls(_drawn(_reviews(pipe, "validation"))[:most], _drawn(known)[:_CALIBRATION_ROWS], False)
         rows = _drawn(list(read(data, fields=pipe.task.fields, columns=columns)))
         if not rows:
             raise DataError("no-rows", "there are no rows to export with", fix="check the file, and the columns it has")
@@ -54,12 +57,22 @@ def _drawn(rows: list[Row]) -> list[Row]:
     return [rows[i] for i in generator(0, "export").permutation(len(rows)).tolist()]
 
 
+def _reviews(pipe: Pipeline, part: Any) -> list[Row]:
+    return [_as_read(pipe, row) for row in movie_reviews(part)]
+
+
+def _as_read(pipe: Pipeline, row: Row) -> Row:
+    """A row with a text, under the name that the task has for its first one."""
+    name = next((field.name for field in pipe.task.fields if field.text), "text")
+    return Row({name: row["text"]}, row.where)
+
+
 def _check_default(pipe: Pipeline, precision: str) -> None:
     """Movie reviews say nothing about a task that reads more than a text, nor about texts they are unlike."""
     fits = precision == "fp32" or pipe.name in STARTERS
     if fits:
         try:
-            list(pipe.task.encode([Row({"text": "a warm and funny film"})]))
+            list(pipe.task.encode([_as_read(pipe, Row({"text": "a warm and funny film"}))]))
             return
         except DataError:
             pass  # it needs more than a text, or a text of its own kind

@@ -20,6 +20,7 @@ from warmstart.features import Array, Feature
 from warmstart.pipeline import Pipeline
 from warmstart.rows import Row
 from warmstart.tasks import as_dict
+from warmstart.tasks.contract import Generates, NeedsExam
 
 log = logging.getLogger("warmstart")
 
@@ -170,7 +171,11 @@ class Answers:
 
     @classmethod
     def of(cls, pipe: Pipeline, rows: Sequence[Row], max_tokens: int) -> Answers:
-        features: list[Feature] = list(pipe.task.encode(list(rows)))
+        # What generates is compared by how probable it finds the rows' own texts: every token's loss is a number, and
+        # a hundred new tokens a row, one row at a time, would take an hour to say less.
+        examined = isinstance(pipe.task, Generates) and isinstance(pipe.task, NeedsExam)
+        encode = pipe.task.exam if examined else pipe.task.encode  # type: ignore[attr-defined]
+        features: list[Feature] = list(encode(list(rows)))
         outputs = run_features(pipe.task, pipe.runtime, features, max_tokens=max_tokens)
         predictions = [
             pipe.task.decode(row, [features[i] for i in members], [outputs[i] for i in members])
