@@ -135,13 +135,13 @@ def completions() -> list[Fields]:
 
 
 def conversations() -> list[Fields]:
-    """One to three questions, each with an answer."""
+    """One to three questions, each with an answer; the last is another in every row."""
     said = [(f"{i} {text}", text[::-1]) for i, text in enumerate(text[:10] for text in _TEXTS)]
     return [
         {
             "messages": [
                 {"role": role, "content": content}
-                for question, answer in said[: 1 + i % 3] + said[i : i + 1]
+                for question, answer in said[: i % 3] + said[i : i + 1]
                 for role, content in (("user", question), ("assistant", answer))
             ]
         }

@@ -47,6 +47,12 @@ def show(text: str) -> None:
     print(_encodable(text, sys.stdout))
 
 
+def write(text: str) -> None:
+    """A piece of a result for a person, on stdout, without an end of its line; seen at once."""
+    shown = "\t".join(map(_escape_lines, text.split("\t")))
+    print(_encodable(shown, sys.stdout), end="", flush=True)
+
+
 def emit(value: Mapping[str, Any] | Sequence[Any]) -> None:
     """A line of result for a program, on stdout: JSON in ASCII, so that it survives any locale."""
     print(json.dumps(value, allow_nan=False))

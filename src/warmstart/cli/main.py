@@ -19,6 +19,7 @@ from warmstart.errors import UsageError, WarmstartError, did_you_mean
 # Each command's file is imported when it is asked for, so that --help stays quick.
 COMMANDS: Mapping[str, str] = {
     "predict": "Predict for texts, a file or a pipe.",
+    "chat": "Talk with a checkpoint in the terminal.",
     "train": "Fine-tune a checkpoint on labelled rows.",
     "evaluate": "Judge a checkpoint on labelled rows.",
     "compare": "Compare two results on the same rows, and say whether chance would do that.",

@@ -23,6 +23,7 @@ from warmstart.errors import UsageError
 @click.option("-o", "--output", help="A file: .jsonl, .csv, .parquet, or .npy for embeddings; else stdout.")
 @click.option("--max-tokens", type=click.IntRange(min=1), help="Padded tokens a batch may hold.")
 @click.option("--skip-errors", is_flag=True, help="Go on after a bad row; exit code 5 if there was any.")
+@click.option("--stream", "streamed", is_flag=True, help="Show generated text as it comes.")
 @click.option("--json", "as_json", is_flag=True, help="JSONL, on a terminal too.")
 @task_option
 @columns_option
@@ -36,6 +37,7 @@ def command(
     output: str | None,
     max_tokens: int | None,
     skip_errors: bool,
+    streamed: bool,
     as_json: bool,
     task: str | None,
     columns: dict[str, str],
@@ -50,6 +52,13 @@ def command(
     warmstart predict -m runs/a -i reviews.csv -o predictions.jsonl
     cat reviews.txt | warmstart predict > predictions.jsonl
     """
+    if streamed and (output or as_json):
+        raise UsageError(
+            "option-conflict",
+            "--stream shows text as it comes, and -o and --json whole predictions",
+            value="--stream",
+            fix="leave one of the two out",
+        )
     if texts and input_path:
         raise UsageError("input-twice", "texts and -i are both given", fix="give one of the two")
     if not texts and not input_path:
@@ -58,7 +67,6 @@ def command(
         input_path = "-"
     from warmstart import rows as warmstart_rows
     from warmstart.engine import MAX_TOKENS
-    from warmstart.tasks import as_dict
     from warmstart.verbs.load import load
 
     if output is not None and input_path is not None:
@@ -87,8 +95,34 @@ def command(
         rows = stream = warmstart_rows.read(
             input_path or "-", fields=pipe.task.fields, columns=columns, on_error="skip" if skip_errors else "fail"
         )
+    if streamed:
+        _show_streams(pipe, rows)
+    else:
+        _predict(pipe, rows, stream, input_path, output, as_json, max_tokens or MAX_TOKENS)
+    if stream is not None and stream.skipped:
+        for error in stream.errors:
+            console.say(str(error))
+        console.error(f"{stream.skipped:,} rows were skipped")
+        raise click.exceptions.Exit(5)
+
+
+def _show_streams(pipe: Any, rows: Any) -> None:
+    """Each row's text as it grows, and an end of the line after it."""
+    for row in rows:
+        for piece in pipe.stream(row):
+            console.write(piece)
+        console.show("")
+
+
+def _predict(
+    pipe: Any, rows: Any, stream: Any, input_path: str | None, output: str | None, as_json: bool, max_tokens: int
+) -> None:
+    from warmstart import rows as warmstart_rows
+    from warmstart.tasks import as_dict
+
+    names = tuple(field.name for field in pipe.task.fields if field.text)
     seen: deque[Any] = deque()
-    predictions = pipe.predict_rows(_remember(rows, seen), max_tokens=max_tokens or MAX_TOKENS)
+    predictions = pipe.predict_rows(_remember(rows, seen), max_tokens=max_tokens)
     if output is None and not as_json and console.is_terminal(sys.stdout):
         for prediction in predictions:
             show_prediction(seen.popleft(), as_dict(prediction), names)
@@ -99,11 +133,6 @@ def command(
         ) as writer:
             for prediction in predictions:
                 writer.write(as_dict(prediction), seen.popleft())
-    if stream is not None and stream.skipped:
-        for error in stream.errors:
-            console.say(str(error))
-        console.error(f"{stream.skipped:,} rows were skipped")
-        raise click.exceptions.Exit(5)
 
 
 def _remember(rows: Any, seen: deque[Any]) -> Iterator[Any]:
