@@ -1,6 +1,6 @@
-"""The measurements of generation, all with `starter-chat` (SmolLM2-135M-Instruct): `python benchmarks/generation.py PART`
+"""The measurements of generation, with `starter-chat` (SmolLM2-135M-Instruct): `python benchmarks/generation.py PART`
 
-equal     greedy text beside `model.generate` of transformers: 50 real prompts, alone and in batches; streamed; Paris
+equal     greedy text beside `model.generate` of transformers, alone, in batches, streamed; and Paris
 speed     time to the first token; 64 prompts in batches beside one at a time
 learning  perplexity on review texts before and after fine-tuning on the training part, with intervals
 
@@ -140,8 +140,8 @@ def _table(records: dict[str, dict[str, Any]]) -> str:
         lines += [
             f"- First token after {firsts[len(firsts) // 2]:.2f} s (median), {firsts[-1]:.2f} s (worst of "
             f"{len(firsts)} prompts).",
-            f"- {found['rows']} prompts, {found['new_tokens']} new tokens: {alone:.1f} s one at a time, {batched:.1f} s "
-            f"in batches, {alone / batched:.1f} times as fast.",
+            f"- {found['rows']} prompts, {found['new_tokens']} new tokens: {alone:.1f} s one at a time, "
+            f"{batched:.1f} s in batches, {alone / batched:.1f} times as fast.",
         ]
     if found := records.get("learning"):
         shown = [f"{m['value']:.1f} [{m['lo']:.1f}, {m['hi']:.1f}]" for m in (found["before"], found["after"])]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,8 +23,12 @@ def labelled(repeats: int) -> list[dict[str, str]]:
 
 
 @pytest.fixture
-def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoder: Path) -> Path:
-    """A folder with train.jsonl, dev.jsonl, test.jsonl and reviews.csv, as the current directory."""
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoder: Path, tiny: Callable[..., Path]) -> Path:
+    """A folder with train.jsonl, dev.jsonl, test.jsonl and reviews.csv, as the current directory.
+
+    A folder wins over a starter of its name: `starter-chat` is a tiny decoder here, for the real one takes minutes.
+    """
+    (tmp_path / "starter-chat").symlink_to(tiny("llama", "generation"))
     for name, repeats in (("train", 6), ("dev", 2), ("test", 2)):
         lines = [json.dumps(row) for row in labelled(repeats)]
         (tmp_path / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -97,6 +97,7 @@ class _Budget:
             elif isinstance(item, int):
                 total += item.bit_length() // 8
             elif isinstance(item, list | tuple):
+                self.tick()  # one list may stand in another a million times
                 total += len(item)
                 waiting.extend(item)
             elif isinstance(item, dict):

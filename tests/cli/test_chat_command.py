@@ -1,0 +1,62 @@
+"""A conversation on the command line, and text as it comes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import warmstart as ws
+from warmstart.engine import TextStream
+
+NEW = ("--option", "max_new_tokens=6")
+
+
+def test_each_line_is_a_turn_and_the_conversation_is_remembered(warmstart: Any, tiny: Callable[..., Path]) -> None:
+    folder = tiny("llama", "generation")
+    pipe = ws.load(folder, options={"max_new_tokens": 6}, device="cpu")
+    messages: list[dict[str, str]] = [{"role": "system", "content": "be kind"}]
+    for line in ("is it fun", "why"):
+        messages.append({"role": "user", "content": line})
+        messages.append({"role": "assistant", "content": pipe({"messages": messages}).generated_text})
+    done = warmstart("chat", "-m", folder, "--system", "be kind", *NEW, "--device", "cpu", stdin=b"is it fun\n\nwhy\n")
+    assert done.code == 0
+    shown = [message["content"] for message in messages if message["role"] == "assistant"]
+    assert done.out == "".join(f"{text}\n" for text in shown)
+    assert "the answer was cut" in done.err
+
+
+def test_an_interrupt_stops_the_answer_and_not_the_program(
+    warmstart: Any, tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupted: list[TextStream] = []
+    grow = TextStream._grow
+
+    def once(self: TextStream) -> Iterator[str]:
+        for piece in grow(self):
+            yield piece
+            if not interrupted:
+                interrupted.append(self)
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(TextStream, "_grow", once)
+    done = warmstart("chat", "-m", tiny("llama", "generation"), *NEW, "--device", "cpu", stdin=b"is it fun\nwhy\n")
+    assert done.code == 0
+    [stopped] = interrupted
+    assert done.out.startswith(f"{stopped.text} …\n")  # and the second answer is whole
+    assert len(done.out) > len(stopped.text) + 4
+
+
+def test_predict_streams_the_text_that_it_predicts(warmstart: Any, tiny: Callable[..., Path]) -> None:
+    folder = tiny("gpt2", "generation")
+    texts = ["I love this film", "A dull"]
+    common = ("-m", folder, *NEW, "--device", "cpu")
+    streamed = warmstart("predict", "--stream", *common, *texts)
+    predicted = warmstart("predict", *common, *texts)
+    assert streamed.code == predicted.code == 0
+    assert streamed.out == "".join(f"{line['generated_text']}\n" for line in predicted.lines)
+    for wrong in (["--json"], ["-o", "out.jsonl"]):
+        done = warmstart("predict", "--stream", *wrong, *common, *texts)
+        assert done.code == 2 and "option-conflict" in done.err

@@ -1,0 +1,390 @@
+"""Text is generated as transformers generates it, alone or in company; what is learned is exact."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import DynamicCache
+
+import warmstart as ws
+from support.models import DECODERS
+from warmstart.batching import collate
+from warmstart.engine.runtime_torch import to_tensors
+from warmstart.engine.unpad import is_unpadded, pad
+from warmstart.errors import CheckpointError, DataError, UsageError
+from warmstart.rows import Row
+from warmstart.tasks.decoding import Answer, choose
+from warmstart.tasks.generation_options import Generation, cache_bytes_a_token
+from warmstart.tasks.text_generation import IGNORED, TextGeneration
+
+PROMPTS = [
+    "I love this film",
+    "A dull, tired plot; the worst two hours",
+    "The cast",
+    "Good, bad, happy, sad: 0123456789 words that are said",
+    "LangChain and transformers are fun",
+    "x",
+]
+NEW = {"max_new_tokens": 12}
+
+
+def load(tiny: Callable[..., Path], family: str = "llama", **options: Any) -> ws.Pipeline:
+    return ws.load(tiny(family, "generation"), options=NEW | options, device="cpu")
+
+
+def task_of(pipe: ws.Pipeline) -> TextGeneration:
+    assert isinstance(pipe.task, TextGeneration)
+    return pipe.task
+
+
+def reference(pipe: ws.Pipeline, prompt: str, **options: Any) -> str:
+    """What transformers' own tokenizer and `generate` give for one prompt."""
+    inputs = pipe.tokenizer(prompt, return_tensors="pt")
+    with torch.inference_mode():
+        found = pipe.model.generate(
+            **{name: inputs[name] for name in ("input_ids", "attention_mask")},
+            do_sample=False, pad_token_id=pipe.tokenizer.pad_token_id, **NEW, **options,
+        )  # fmt: skip
+    return str(pipe.tokenizer.decode(found[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+
+
+# --- as transformers does it ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", DECODERS)
+def test_greedy_text_is_that_of_generate_alone_and_in_a_batch(tiny: Callable[..., Path], family: str) -> None:
+    pipe = load(tiny, family)
+    expected = [reference(pipe, prompt) for prompt in PROMPTS]
+    assert [pipe(prompt).generated_text for prompt in PROMPTS] == expected
+    assert [prediction.generated_text for prediction in pipe(PROMPTS)] == expected
+    assert ["".join(pipe.stream(prompt)) for prompt in PROMPTS] == expected
+    assert len(set(expected)) > 1
+
+
+@pytest.mark.parametrize("family", DECODERS)
+def test_beams_are_those_of_generate(tiny: Callable[..., Path], family: str) -> None:
+    pipe = load(tiny, family, beams=3, length_penalty=0.5)
+    expected = [reference(pipe, prompt, num_beams=3, length_penalty=0.5) for prompt in PROMPTS]
+    assert [prediction.generated_text for prediction in pipe(PROMPTS)] == expected
+    with pytest.raises(UsageError) as caught:
+        pipe.stream("x")
+    assert caught.value.code == "stream-with-beams"
+
+
+def test_a_conversation_is_written_as_the_template_says(tiny: Callable[..., Path]) -> None:
+    pipe = load(tiny)
+    messages = [{"role": "user", "content": "is it fun"}, {"role": "assistant", "content": "so so"}]
+    messages.append({"role": "user", "content": "why"})
+    [feature] = task_of(pipe).encode([Row({"messages": messages})])
+    expected = pipe.tokenizer.apply_chat_template(messages, add_generation_prompt=True)
+    assert feature.inputs["input_ids"].tolist() == list(getattr(expected, "input_ids", expected))
+    assert pipe({"messages": messages}).generated_text == "".join(pipe.stream({"messages": messages}))
+
+
+# --- drawing --------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_drawn_is_the_rows_own(tiny: Callable[..., Path]) -> None:
+    pipe = load(tiny, temperature=1.0)
+    alone = [pipe(prompt).generated_text for prompt in PROMPTS]
+    assert [prediction.generated_text for prediction in pipe(PROMPTS)] == alone
+    assert [prediction.generated_text for prediction in pipe(PROMPTS[::-1])] == alone[::-1]
+    assert alone != [prediction.generated_text for prediction in load(tiny)(PROMPTS)]
+    assert alone != [prediction.generated_text for prediction in load(tiny, temperature=1.0, seed=1)(PROMPTS)]
+
+
+def test_a_rows_own_seed_wins(tiny: Callable[..., Path]) -> None:
+    pipe = load(tiny, temperature=1.0)
+    texts = [p.generated_text for p in pipe([{"prompt": "x", "seed": seed} for seed in (0, 1, 2, 0)])]
+    assert texts[0] == texts[3] == pipe("x").generated_text
+    assert len(set(texts)) == 3
+    with pytest.raises(DataError) as caught:
+        pipe([{"prompt": "x", "seed": "one"}])
+    assert (caught.value.code, caught.value.where.field) == ("field-not-seed", "seed")
+
+
+@given(st.integers(1, 6), st.floats(0.05, 1.0), st.integers(0, 2**31))
+@settings(max_examples=60, deadline=None)
+def test_only_likely_tokens_are_drawn(top_k: int, top_p: float, seed: int) -> None:
+    how = Generation(max_new_tokens=1, temperature=0.7, top_k=top_k, top_p=top_p)
+    logits = torch.tensor([[2.0, -1.0, 0.5, 1.9, -3.0, 0.0]])
+    answer = Answer(how, most=1, key="k", seed=seed, decode=str)
+    [token] = choose(logits, [answer], how).tolist()
+    probabilities = (logits[0] / 0.7).softmax(0)
+    order = probabilities.argsort(descending=True).tolist()[:top_k]
+    whole = sum(probabilities[i].item() for i in order)
+    allowed, before = set[int](), 0.0
+    for i in order:  # nucleus: a token counts while those before it have not yet reached top_p
+        if before < top_p + 1e-9:
+            allowed.add(i)
+        before += probabilities[i].item() / whole
+    assert token in allowed
+
+
+def test_draws_follow_the_probabilities() -> None:
+    how = Generation(max_new_tokens=1, temperature=1.0)
+    logits = torch.tensor([[0.0, 1.0, 2.0]]).expand(4000, 3)
+    answers = [Answer(how, most=1, key=str(i), seed=0, decode=str) for i in range(4000)]
+    shares = torch.bincount(choose(logits, answers, how), minlength=3) / 4000
+    torch.testing.assert_close(shares, logits[0].softmax(0), atol=0.025, rtol=0)
+
+
+# --- where an answer ends -------------------------------------------------------------------------------------------
+
+
+def test_a_stop_text_ends_the_answer_before_it(tiny: Callable[..., Path]) -> None:
+    for prompt in PROMPTS:
+        whole = load(tiny)(prompt)
+        stop = whole.generated_text[3:5]
+        pipe = load(tiny, stop=[stop, "never said"])
+        found = pipe(prompt)
+        assert found.generated_text == whole.generated_text[: whole.generated_text.index(stop)]
+        assert (found.finish_reason, whole.finish_reason) == ("stop", "length")
+        assert found.new_tokens <= whole.new_tokens == 12
+        pieces = list(pipe.stream(prompt))
+        assert "".join(pieces) == found.generated_text  # no piece shows the beginning of what is cut off
+
+
+def test_a_token_that_ends_the_text_ends_the_answer(tiny: Callable[..., Path]) -> None:
+    pipe = load(tiny)
+    [feature] = task_of(pipe).encode([Row({"prompt": "x"})])
+    outputs = pipe.runtime.run(collate([feature], pipe.task.pads))
+    third = int(outputs["tokens"][0, 2])
+    first = outputs["tokens"][0].tolist().index(third)
+    ends = ws.load(tiny("llama", "generation"), options=NEW, device="cpu")
+    object.__setattr__(ends.task, "end_ids", (third,))
+    found = ends("x")
+    assert (found.finish_reason, found.new_tokens) == ("end", first)
+    longer = ws.load(tiny("llama", "generation"), options=NEW | {"min_new_tokens": 8}, device="cpu")
+    object.__setattr__(longer.task, "end_ids", (third,))
+    assert longer("x").new_tokens >= 8
+
+
+def test_options_that_contradict_each_other_are_refused(tiny: Callable[..., Path]) -> None:
+    conflicts: list[dict[str, Any]] = [
+        {"beams": 2, "temperature": 1.0}, {"beams": 2, "stop": "x"}, {"top_k": 3}, {"top_p": 0.5},
+        {"min_new_tokens": 20},
+    ]  # fmt: skip
+    for options in conflicts:
+        with pytest.raises(UsageError) as caught:
+            load(tiny, **options)
+        assert caught.value.code == "option-conflict"
+
+
+# --- limits ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_long_prompt_loses_its_beginning_or_is_refused(
+    tiny: Callable[..., Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    long = "good " * 200 + "I love this film"
+    pipe = load(tiny, max_length=40)
+    with caplog.at_level(logging.WARNING, "warmstart"):
+        found = pipe(long)
+    assert (found.truncated, found.tokens) == (True, task_of(pipe).prompt_limit)
+    assert "lost their beginning" in caplog.text
+    [feature] = task_of(pipe).encode([Row({"prompt": long})])
+    text = pipe.tokenizer.decode(feature.inputs["input_ids"])
+    assert text.startswith("<s>") and text.endswith("I love this film")
+    with pytest.raises(DataError) as caught:
+        load(tiny, max_length=40, long_text="error")([PROMPTS[0], long])
+    assert (caught.value.code, caught.value.where.row) == ("prompt-too-long", 1)
+    shortened = load(tiny, max_length=40, max_new_tokens=39)("good " * 27)
+    assert "answer-shortened" in shortened.flags and shortened.new_tokens < 39
+
+
+def test_the_cache_is_bounded(tiny: Callable[..., Path]) -> None:
+    pipe = load(tiny)
+    bytes_a_token = cache_bytes_a_token(pipe.model.config.to_dict())
+    cache = pipe.model(**pipe.tokenizer("I love this film", return_tensors="pt"), use_cache=True).past_key_values
+    held = sum(tensor.nbytes for layer in cache.layers for tensor in (layer.keys, layer.values))
+    assert held == bytes_a_token * len(pipe.tokenizer("I love this film")["input_ids"])
+
+    task = task_of(pipe)
+    object.__setattr__(task, "cache_megabytes", 1)
+    object.__setattr__(task, "bytes_a_token", (1 << 20) // 40)  # so that 40 tokens fill it
+    sizes = []
+    run = type(pipe.runtime).run
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(pipe.runtime), "run", lambda self, batch: (sizes.append(len(batch)), run(self, batch))[1])
+        assert [p.generated_text for p in pipe(["x"] * 5)] == [pipe("x").generated_text] * 5
+    assert max(sizes) == task.rows_at_most(2) < 5
+    with pytest.raises(DataError) as caught:
+        pipe(["x", "good words " * 20])
+    assert (caught.value.code, caught.value.where.row) == ("cache-too-large", 1)
+    assert "MB" in caught.value.what and "cache_megabytes=" in caught.value.fix
+
+
+# --- streams --------------------------------------------------------------------------------------------------------
+
+
+def test_a_stream_ends_with_the_prediction(tiny: Callable[..., Path]) -> None:
+    pipe = load(tiny)
+    stream = pipe.stream(PROMPTS[0])
+    pieces = list(stream)
+    assert len(pieces) > 3 and stream.text == "".join(pieces)
+    assert stream.prediction == pipe(PROMPTS[0])
+    assert list(stream) == []
+    with pytest.raises(UsageError) as caught:
+        ws.load(tiny("bert"), device="cpu").stream("a text")
+    assert caught.value.code == "stream-unsupported"
+
+
+def test_half_a_character_waits_for_its_other_half() -> None:
+    how = Generation(max_new_tokens=9, stop=("STOP",))
+    said = ["caf", "\N{REPLACEMENT CHARACTER}", "é ST", "AR ST", "OP or"]
+    answer = Answer(how, most=9, key="", seed=0, decode=lambda tokens: _joined(said[: len(tokens)]))
+    seen = []
+    for token in range(5):
+        answer.add(token)
+        seen.append(answer.settled)
+    assert seen == ["caf", "caf", "café ", "café STAR ", "café STAR "]
+    assert (answer.finish, answer.text) == ("stop", "café STAR ")
+
+
+def _joined(pieces: list[str]) -> str:
+    """A half character is replaced once its other half has come."""
+    text = "".join(pieces)
+    return text[:-1].replace("\N{REPLACEMENT CHARACTER}", "") + text[-1:]
+
+
+def test_a_stream_that_is_closed_lets_go_of_its_cache(
+    tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caches: list[weakref.ref[Any]] = []
+    made = DynamicCache.__init__
+    monkeypatch.setattr(
+        DynamicCache, "__init__", lambda self, *a, **k: (made(self, *a, **k), caches.append(weakref.ref(self)))[0]
+    )
+    pipe = load(tiny)
+    pipe.model.train()
+    stream = pipe.stream(PROMPTS[0])
+    first = next(stream)
+    assert pipe.model.training and not torch.is_inference_mode_enabled()  # between tokens, the model is ours again
+    gc.collect()
+    assert [ref for ref in caches if ref() is not None]
+    stream.close()
+    gc.collect()
+    assert not [ref for ref in caches if ref() is not None]
+    assert stream.text == first and stream.prediction is None and list(stream) == []
+
+
+# --- learning -------------------------------------------------------------------------------------------------------
+
+
+def conversations() -> list[Row]:
+    """20 of them, of one to three turns."""
+    words = " ".join(PROMPTS).split()
+    return [
+        Row(
+            {
+                "messages": [
+                    {"role": role, "content": " ".join(words[(i + turn + k) % 25 :][: 2 + (i + k) % 4])}
+                    for turn in range(1 + i % 3)
+                    for k, role in enumerate(("user", "assistant"))
+                ]
+            }
+        )
+        for i in range(20)
+    ]
+
+
+def by_hand(pipe: ws.Pipeline, messages: list[dict[str, str]]) -> list[float]:
+    """The losses of the assistant's tokens: the template spelled out, ids and positions counted one by one."""
+    ids: list[int] = []
+    learned: list[bool] = []
+    for message in messages:
+        given, said = f"<s>{message['role']}: ", f"{message['content']}</s>"
+        for text, counts in ((given, False), (said, message["role"] == "assistant")):
+            more = pipe.tokenizer(text, add_special_tokens=False)["input_ids"]
+            ids += more
+            learned += [counts] * len(more)
+    with torch.inference_mode():
+        logits = pipe.model(torch.tensor([ids])).logits[0]
+    logs = logits.log_softmax(-1)
+    return [-logs[i - 1, token].item() for i, token in enumerate(ids) if learned[i]]
+
+
+def test_only_completions_are_learned(tiny: Callable[..., Path]) -> None:
+    pipe = load(tiny)
+    rows = conversations()
+    expected = [by_hand(pipe, row["messages"]) for row in rows]
+    tensors = to_tensors(collate(list(pipe.task.encode(rows, train=True)), pipe.task.pads), "cpu")
+    with torch.inference_mode():
+        losses, weights = pipe.task.loss(pipe.task.forward(pipe.model, tensors), tensors)
+    assert weights.tolist() == [len(each) for each in expected]
+    np.testing.assert_allclose(losses.numpy(), [np.mean(each) for each in expected], atol=1e-5)
+    result = ws.evaluate(pipe, rows)
+    np.testing.assert_allclose(result.per_example["loss"], [np.mean(each) for each in expected], atol=1e-5)
+    together = float(np.exp(np.mean([loss for each in expected for loss in each])))
+    assert result.metrics["perplexity"].value == pytest.approx(together, rel=1e-5)
+
+
+@pytest.mark.parametrize("family", DECODERS)
+def test_packed_is_row_by_row(tiny: Callable[..., Path], family: str) -> None:
+    """No attention across rows: a batch without its padding gives each row's own losses and the same gradients."""
+    pipe = load(tiny, family)
+    assert is_unpadded(pipe.model)
+    rows = [Row({"prompt": text, "completion": text[::-1]}) for text in PROMPTS]
+    features = list(pipe.task.encode(rows, train=True))
+
+    def losses_and_gradient(groups: list[Any]) -> tuple[list[float], torch.Tensor]:
+        pipe.model.zero_grad()
+        found: list[float] = []
+        for group in groups:
+            tensors = to_tensors(collate(group, pipe.task.pads), "cpu")
+            losses, weights = pipe.task.loss(pipe.task.forward(pipe.model, tensors), tensors)
+            (losses * weights).sum().backward()
+            found += losses.tolist()
+        return found, torch.cat([p.grad.ravel() for p in pipe.model.parameters() if p.grad is not None])
+
+    packed, gradient = losses_and_gradient([features])
+    alone, summed = losses_and_gradient([[feature] for feature in features])
+    pad(pipe.model)
+    padded, stock = losses_and_gradient([features])
+    np.testing.assert_allclose(packed, alone, atol=1e-5)
+    np.testing.assert_allclose(packed, padded, atol=1e-5)
+    torch.testing.assert_close(gradient, summed, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(gradient, stock, atol=1e-5, rtol=1e-4)
+
+
+def test_plain_text_is_learned_whole_in_parts(tiny: Callable[..., Path]) -> None:
+    pipe = load(tiny, max_length=24)
+    text = "good words that are said, happy and sad " * 6
+    features = list(pipe.task.encode([Row({"prompt": text})], train=True))
+    ids = np.concatenate([feature.inputs["input_ids"] for feature in features])
+    assert ids.tolist() == pipe.tokenizer(text)["input_ids"]
+    assert len(features) > 1 and all(feature.length <= 24 for feature in features)
+    assert all((feature.targets["labels"][1:] != IGNORED).all() for feature in features)
+    [whole] = pipe.task.encode([Row({"prompt": text, "completion": "yes"})], train=True)
+    assert whole.length == 24 and whole.meta["truncated"]
+    assert whole.inputs["input_ids"][-1] == pipe.tokenizer.eos_token_id
+
+
+def test_rows_with_nothing_to_learn_are_left_out_and_said(
+    tiny: Callable[..., Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    pipe = load(tiny, "gpt2")
+    with caplog.at_level(logging.WARNING, "warmstart"):
+        features = list(pipe.task.encode([Row({"prompt": "x"}), Row({"prompt": "good words"})], train=True))
+    assert {feature.row for feature in features} == {1}
+    assert "1 of 2 rows" in caplog.text
+    with pytest.raises(DataError) as caught:
+        list(pipe.task.encode([Row({"messages": [{"role": "user", "content": "x"}]})], train=True))
+    assert caught.value.code in ("messages-without-answer", "chat-template-missing")
+
+
+def test_messages_need_a_template(tiny: Callable[..., Path]) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        load(tiny, "gpt2")({"messages": [{"role": "user", "content": "x"}]})
+    assert caught.value.code == "chat-template-missing"
