@@ -27,7 +27,7 @@ DATA = HERE.parent.parent / "shared" / "data"
 RECORDS, TABLE = HERE / "generation.jsonl", HERE / "generation.md"
 NEW = {"max_new_tokens": 24}
 PARIS = {"messages": [{"role": "user", "content": "What is the capital of France?"}]}
-TEST_ROWS, TRAIN_ROWS, STEPS = 300, 240, 30
+TEST_ROWS, TRAIN_ROWS, STEPS = 150, 96, 12
 
 
 def prompts(count: int) -> list[Row]:

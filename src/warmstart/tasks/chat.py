@@ -50,7 +50,7 @@ class Chat:
             named = {item.get("name"): item.get("template") for item in source if isinstance(item, dict)}
             source = named.get("default")
         if (folder / TEMPLATE).is_file():
-            source = (folder / TEMPLATE).read_text(encoding="utf-8")
+            source = (folder / TEMPLATE).read_text(encoding="utf-8", errors="replace")
         values = {name: settings.get(name) for name in ("bos_token", "eos_token", "pad_token", "unk_token")}
         texts = {name: value.get("content") if isinstance(value, dict) else value for name, value in values.items()}
         known = {name: text for name, text in texts.items() if isinstance(text, str)}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from warmstart.errors import UsageError
+from warmstart.errors import CheckpointError, UsageError
 from warmstart.tasks.option_rules import Rule
 
 # Options of every generating task, which has a field of each name; `Generation` tells what they mean.
@@ -74,9 +74,21 @@ def stops(value: str | list[str] | tuple[str, ...]) -> tuple[str, ...]:
 
 
 def end_ids_of(config: Mapping[str, Any], folder: Path) -> tuple[int, ...]:
-    """The tokens that end a text: what the folder's `generation_config.json` says, else the config."""
+    """The tokens that end a text: what the folder's `generation_config.json` says, else the config.
+
+    Raises CheckpointError "json-invalid"."""
     path = folder / "generation_config.json"
-    own = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    try:
+        own = json.loads(path.read_bytes()) if path.is_file() else {}
+    except (ValueError, RecursionError):
+        own = None
+    if not isinstance(own, dict):
+        raise CheckpointError(
+            "json-invalid",
+            f"{path.name} is no JSON object",
+            where=str(path),
+            fix="get the file from the checkpoint's publisher again, or remove it: the config says what is needed",
+        )
     found = own.get("eos_token_id")
     found = (config.get("text_config") or config).get("eos_token_id") if found is None else found
     ids = found if isinstance(found, list) else [found]
