@@ -19,6 +19,7 @@ from support.models import CHAT_TEMPLATE
 from warmstart.checkpoints.gguf_file import read_gguf
 from warmstart.errors import CheckpointError, DataError
 from warmstart.rows import Row
+from warmstart.tasks.chat import Chat
 from warmstart.tasks.chat_sandbox import SECONDS, ChatProgram, TemplateFailedError
 
 MESSAGES = [{"role": "user", "content": "is it fun"}]
@@ -87,17 +88,18 @@ def test_c27_templates_do_what_real_ones_do() -> None:
 
 def test_c27_a_hostile_template_is_an_error_of_the_checkpoint(tiny: Callable[..., Path], tmp_path: Path) -> None:
     folder = copy_of(tiny("llama", "generation"), tmp_path / "checkpoint")
-    assert ws.load(folder, device="cpu")({"messages": MESSAGES}).tokens > 0  # the healthy twin
+    pipe = ws.load(folder, device="cpu")
+    row = Row({"messages": MESSAGES})
+    assert pipe(row).tokens > 0  # the healthy twin
     for source, kind, code in (
-        ("{{ ''.__class__ }}", CheckpointError, "chat-template-unusable"),
+        ("{{ ''.__class__.__mro__ }}", CheckpointError, "chat-template-unusable"),
         ("{{ raise_exception('roles must alternate') }}", DataError, "messages-refused"),
         ("{% for", CheckpointError, "chat-template-unusable"),
     ):
         (folder / "chat_template.jinja").write_text(source)
-        pipe = ws.load(folder, device="cpu")
-        assert pipe("a prompt needs no template").tokens > 0
+        chat = Chat.from_folder(pipe.task.tokenizer, folder)  # nothing is run yet: a prompt needs no template
         with pytest.raises(kind) as caught:
-            pipe([{"messages": MESSAGES}])
+            chat.asked(row)
         assert caught.value.code == code
 
 

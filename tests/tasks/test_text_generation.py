@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from transformers import DynamicCache
 
 import warmstart as ws
+from support.damage import copy_of, edit_json
 from support.models import DECODERS
 from warmstart.batching import collate
 from warmstart.engine.runtime_torch import to_tensors
@@ -155,19 +156,19 @@ def test_a_stop_text_ends_the_answer_before_it(tiny: Callable[..., Path]) -> Non
         assert "".join(pieces) == found.generated_text  # no piece shows the beginning of what is cut off
 
 
-def test_a_token_that_ends_the_text_ends_the_answer(tiny: Callable[..., Path]) -> None:
-    pipe = load(tiny)
-    [feature] = task_of(pipe).encode([Row({"prompt": "x"})])
-    outputs = pipe.runtime.run(collate([feature], pipe.task.pads))
-    third = int(outputs["tokens"][0, 2])
-    first = outputs["tokens"][0].tolist().index(third)
-    ends = ws.load(tiny("llama", "generation"), options=NEW, device="cpu")
-    object.__setattr__(ends.task, "end_ids", (third,))
-    found = ends("x")
-    assert (found.finish_reason, found.new_tokens) == ("end", first)
-    longer = ws.load(tiny("llama", "generation"), options=NEW | {"min_new_tokens": 8}, device="cpu")
-    object.__setattr__(longer.task, "end_ids", (third,))
-    assert longer("x").new_tokens >= 8
+def test_a_token_that_ends_the_text_ends_the_answer(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    folder = copy_of(tiny("llama", "generation"), tmp_path / "ends")
+    pipe = ws.load(folder, options=NEW, device="cpu")
+    tokens = pipe.runtime.run(collate(list(pipe.task.encode([Row({"prompt": "x"})])), pipe.task.pads))["tokens"][0]
+    third = int(tokens[2])
+    edit_json(folder / "generation_config.json", {"eos_token_id": [third, 2]})
+    found = ws.load(folder, options=NEW, device="cpu")("x")
+    assert (found.finish_reason, found.new_tokens) == ("end", tokens.tolist().index(third))
+    assert ws.load(folder, options=NEW | {"min_new_tokens": 8}, device="cpu")("x").new_tokens >= 8
+    (folder / "generation_config.json").write_text("[1")
+    with pytest.raises(CheckpointError) as caught:
+        ws.load(folder, device="cpu")
+    assert caught.value.code == "json-invalid"
 
 
 def test_options_that_contradict_each_other_are_refused(tiny: Callable[..., Path]) -> None:
@@ -289,7 +290,7 @@ def conversations() -> list[Row]:
         Row(
             {
                 "messages": [
-                    {"role": role, "content": " ".join(words[(i + turn + k) % 25 :][: 2 + (i + k) % 4])}
+                    {"role": role, "content": " ".join(words[(i + turn + k) % 25 :][: 1 + (i + k) % 3])}
                     for turn in range(1 + i % 3)
                     for k, role in enumerate(("user", "assistant"))
                 ]

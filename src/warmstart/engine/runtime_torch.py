@@ -77,10 +77,12 @@ class TorchRuntime:
     def stream(self, batch: Batch) -> Generator[Sequence[Answer]]:
         """The answers of `task.stream` after each token. Between tokens the model is the person's own again.
 
-        Raises MemoryError as `run` does.
+        Raises what the task's `stream` raises, at once; MemoryError as `run` does.
         """
         assert isinstance(self.task, Generates), "`TextStream` has checked it"
-        steps = self.task.stream(self.model, to_tensors(batch, self.device))
+        return self._each(self.task.stream(self.model, to_tensors(batch, self.device)))
+
+    def _each(self, steps: Iterator[Sequence[Answer]]) -> Generator[Sequence[Answer]]:
         while True:
             try:
                 # Neither mode may reach over a `yield`: they belong to the thread, which goes on with other things.

@@ -40,6 +40,7 @@ class Field:
     text: bool = False  # the value must be a string; anything else is an error of its row
     instead: str = ""  # the field that may stand in the place of this one
     many: bool = False  # of a text: a list of strings is one value too
+    whole: bool = False  # the value is a whole number from 0
     optional: bool = False  # of a target: there is a way to train and to evaluate without it
     together: bool = False  # rows with one value of it stay in one part of a split, as what might be learned by heart
 

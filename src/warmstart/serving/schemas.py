@@ -44,6 +44,8 @@ def row_schema(task: Task) -> Schema:
     properties: dict[str, Schema] = {}
     for field in fields:
         plain: Schema = {"anyOf": [TEXT, array({})]} if field.many or not field.text else TEXT
+        if field.whole:
+            plain = {"type": "integer", "minimum": 0}
         properties[field.name] = {**plain, "description": field.doc}
     required = [field.name for field in fields if field.required and not field.instead]
     shape = record(properties, required=required)

@@ -83,7 +83,7 @@ class TextGeneration:
         Field("prompt", ("text", "instruction"), doc="the text to go on with", text=True, instead="messages"),
         Field("messages", ("conversation",), required=False, doc="a conversation: role and content of each message"),
         Field("completion", ("response", "output"), False, True, "what shall follow", optional=True, text=True),
-        Field("seed", (), required=False, doc="a whole number: another draw for this row"),
+        Field("seed", (), required=False, whole=True, doc="a whole number: another draw for this row"),
     )
     option_names: ClassVar[tuple[str, ...]] = (*GENERATION_OPTIONS, "long_text")
 
