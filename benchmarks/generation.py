@@ -25,7 +25,7 @@ from warmstart.tasks import find_task
 HERE = Path(__file__).parent
 DATA = HERE.parent.parent / "shared" / "data"
 RECORDS, TABLE = HERE / "generation.jsonl", HERE / "generation.md"
-NEW = {"max_new_tokens": 24}
+NEW, FEW = {"max_new_tokens": 24}, {"max_new_tokens": 12}
 PARIS = {"messages": [{"role": "user", "content": "What is the capital of France?"}]}
 TEST_ROWS, TRAIN_ROWS, STEPS = 150, 96, 12
 
@@ -40,7 +40,7 @@ def prompts(count: int) -> list[Row]:
 
 
 def equal() -> dict[str, Any]:
-    pipe = ws.load("starter-chat", options=NEW, device="cpu")
+    pipe = ws.load("starter-chat", options=FEW, device="cpu")
     rows = prompts(50)
     theirs = [_generate(pipe, row) for row in rows]
     alone = [pipe(row).generated_text for row in rows]
@@ -48,6 +48,7 @@ def equal() -> dict[str, Any]:
     streamed = ["".join(pipe.stream(row)) for row in rows]
     return {
         "prompts": len(rows),
+        "new_tokens": FEW["max_new_tokens"],
         "alone": sum(a == b for a, b in zip(alone, theirs, strict=True)),
         "batched": sum(a == b for a, b in zip(batched, theirs, strict=True)),
         "streamed": sum(a == b for a, b in zip(streamed, theirs, strict=True)),
@@ -63,7 +64,7 @@ def _generate(pipe: Any, row: Row) -> str:
     else:
         inputs = pipe.tokenizer(row["prompt"], return_tensors="pt")["input_ids"]
     with torch.inference_mode():
-        found = pipe.model.generate(inputs, attention_mask=torch.ones_like(inputs), do_sample=False, **NEW)
+        found = pipe.model.generate(inputs, attention_mask=torch.ones_like(inputs), do_sample=False, **FEW)
     return str(pipe.tokenizer.decode(found[0, inputs.shape[1] :], skip_special_tokens=True))
 
 
@@ -133,7 +134,11 @@ def _table(records: dict[str, dict[str, Any]]) -> str:
     ]
     if found := records.get("equal"):
         same = ", ".join(f"{name} {found[name]} of {found['prompts']}" for name in ("alone", "batched", "streamed"))
-        lines += [f"- The same greedy text as `model.generate`: {same} prompts.", f"- Paris: “{found['paris']}”"]
+        lines += [
+            f"- The same greedy text as `model.generate`: {same} prompts, at most "
+            f"{found['new_tokens']} new tokens each.",
+            f"- Paris: “{found['paris']}”",
+        ]
     if found := records.get("speed"):
         alone, batched = (min(found["seconds"][name]) for name in ("alone", "batched"))
         firsts = sorted(found["first_token_seconds"])

@@ -75,7 +75,7 @@ class Pipeline:
         return TextStream(self.task, self.runtime, row)
 
     def _rows(self, inputs: Iterable[Any]) -> Iterator[Row]:
-        return texts(inputs, names=tuple(field.name for field in self.task.fields if field.text))
+        return texts(inputs, names=tuple(field.name for field in self.task.fields if field.text and not field.target))
 
     def predict_rows(self, rows: Iterable[Row], *, max_tokens: int = MAX_TOKENS) -> Iterator[Any]:
         """Predictions for rows as `rows.read` gives them. Says at the end how many texts were cut."""

@@ -12,13 +12,12 @@ from test_predicting import close, dicts, inputs_of
 import warmstart as ws
 from warmstart.checkpoints import verify_export
 from warmstart.tasks import TASKS
-from warmstart.tasks.contract import Generates
 
 # The first case of each task, and those that taught something: padding further from a text than a window reaches,
 # a decoder, windows.
 _TAUGHT = ("embedding-triplets", "text-gpt2-no-pad-token", "answer-windows")
 _FIRST = {case.task: case for case in reversed(CASES)}
-_GENERATING = {name for name, kind in TASKS.items() if issubclass(kind, Generates)}  # no graph is a loop over tokens
+_GENERATING = {name for name, kind in TASKS.items() if "rows_at_most" in vars(kind)}  # no graph is a loop over tokens
 EXPORTED = [
     case for case in CASES if (case in _FIRST.values() or case.name in _TAUGHT) and case.task not in _GENERATING
 ]

@@ -22,7 +22,7 @@ from support.models import DECODERS
 from warmstart.batching import collate
 from warmstart.engine.runtime_torch import to_tensors
 from warmstart.engine.unpad import is_unpadded, pad
-from warmstart.errors import CheckpointError, DataError, UsageError
+from warmstart.errors import CheckpointError, DataError, UsageError, WarmstartError
 from warmstart.rows import Row
 from warmstart.tasks.decoding import Answer, choose
 from warmstart.tasks.generation_options import Generation, cache_bytes_a_token
@@ -224,6 +224,16 @@ def test_the_cache_is_bounded(tiny: Callable[..., Path]) -> None:
         pipe(["x", "good words " * 20])
     assert (caught.value.code, caught.value.where.row) == ("cache-too-large", 1)
     assert "MB" in caught.value.what and "cache_megabytes=" in caught.value.fix
+
+
+def test_a_model_that_answers_with_nan_gives_no_text(tiny: Callable[..., Path]) -> None:
+    pipe = load(tiny)
+    with torch.no_grad():
+        pipe.model.lm_head.weight.fill_(float("nan"))
+    for call in (lambda: pipe(["x"]), lambda: list(pipe.stream("x"))):
+        with pytest.raises(WarmstartError) as caught:
+            call()
+        assert caught.value.code == "output-not-a-number"
 
 
 # --- streams --------------------------------------------------------------------------------------------------------

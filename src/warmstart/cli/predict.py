@@ -88,7 +88,7 @@ def command(
         if choice is not None:
             console.say(f"{choice.chosen}: {choice.why}")
     stream = None
-    names = tuple(field.name for field in pipe.task.fields if field.text)
+    names = tuple(field.name for field in pipe.task.fields if field.text and not field.target)
     if texts:
         rows: Any = list(warmstart_rows.texts(list(texts), names=names))
     else:
@@ -120,7 +120,7 @@ def _predict(
     from warmstart import rows as warmstart_rows
     from warmstart.tasks import as_dict
 
-    names = tuple(field.name for field in pipe.task.fields if field.text)
+    names = tuple(field.name for field in pipe.task.fields if field.text and not field.target)
     seen: deque[Any] = deque()
     predictions = pipe.predict_rows(_remember(rows, seen), max_tokens=max_tokens)
     if output is None and not as_json and console.is_terminal(sys.stdout):

@@ -37,7 +37,7 @@ class Served:
         decoding: ThreadPoolExecutor,
     ) -> None:  # fmt: skip
         self.name, self.pipeline, self.task, self.limits = name, pipeline, pipeline.task, limits
-        self.texts = tuple(field.name for field in self.task.fields if field.text)
+        self.texts = tuple(field.name for field in self.task.fields if field.text and not field.target)
         self._metrics, self._encoding = metrics, encoding
         self._queue = FairQueue(limits.queue_tokens, told=lambda why: metrics.dropped(name, why))
         self._worker = Worker(

@@ -10,6 +10,7 @@ the batch, and each draws from a stream of its own.
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -19,6 +20,7 @@ from warmstart.features import Array
 from warmstart.randomness import generator
 from warmstart.tasks.generation_options import Generation
 
+LOST = "lost"  # no reason to end, but NaN
 NOTHING = -1  # stands in an array of tokens after the last
 FINISHES = ("end", "stop", "length")  # a token that ends the text, a stop text, or the most tokens it may have
 
@@ -61,6 +63,10 @@ class Answer:
         elif len(self.tokens) >= self.most:
             self.finish = "length"
 
+    def lose(self) -> None:
+        """The model gave no number to go on by; `decode_row` will name the row."""
+        self.finish = LOST
+
     def finish_with(self, tokens: Sequence[int]) -> None:
         """Take all tokens of a search, which pads behind the end."""
         for token in tokens:
@@ -94,11 +100,15 @@ class Answer:
         return text
 
     def outputs(self, width: int | None = None) -> dict[str, Array]:
-        """What `decode` reads: `tokens` (width,), NOTHING after the last, and `finish` (), a place in FINISHES."""
+        """What `decode` reads: `tokens` (width,), NOTHING after the last, and `finish` (), a place in FINISHES, or NaN
+        where the model answered with it."""
         assert self.finish is not None, "an answer has outputs when it is done"
         tokens = np.full(len(self.tokens) if width is None else width, NOTHING, dtype=np.int64)
         tokens[: len(self.tokens)] = self.tokens
-        return {"tokens": tokens, "finish": np.array(FINISHES.index(self.finish))}
+        return {
+            "tokens": tokens,
+            "finish": np.array(math.nan if self.finish == LOST else float(FINISHES.index(self.finish))),
+        }
 
 
 def answer_of(output: Mapping[str, Array], how: Generation, decode: Callable[[list[int]], str]) -> tuple[str, int, str]:
@@ -115,7 +125,7 @@ def stacked(answers: Sequence[Answer], like: Any) -> dict[str, Any]:
     rows = [answer.outputs(width) for answer in answers]
     return {
         "tokens": like.new_tensor([row["tokens"].tolist() for row in rows]),
-        "finish": like.new_tensor([int(row["finish"]) for row in rows]),
+        "finish": like.float().new_tensor([float(row["finish"]) for row in rows]),
     }
 
 
@@ -128,8 +138,12 @@ def generate(steps: Steps, answers: Sequence[Answer], how: Generation) -> Iterat
     logits = steps.first()
     while True:
         tokens = choose(logits, live, how)
-        for answer, token in zip(live, tokens.tolist(), strict=True):
-            answer.add(token)
+        lost = logits.isnan().any(dim=-1).tolist()
+        for answer, token, is_lost in zip(live, tokens.tolist(), lost, strict=True):
+            if is_lost:
+                answer.lose()
+            else:
+                answer.add(token)
         yield answers
         going = [place for place, answer in enumerate(live) if answer.finish is None]
         if not going:
