@@ -399,3 +399,17 @@ def test_messages_need_a_template(tiny: Callable[..., Path]) -> None:
     with pytest.raises(CheckpointError) as caught:
         load(tiny, "gpt2")({"messages": [{"role": "user", "content": "x"}]})
     assert caught.value.code == "chat-template-missing"
+
+
+def test_weights_are_exported_and_judged_by_losses_a_graph_is_refused(
+    tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    pipe = load(tiny)
+    rows = [{"prompt": text} for text in PROMPTS]
+    few = ws.Tolerance(rows=len(rows))
+    result = ws.export(pipe, tmp_path / "out", format="safetensors", data=rows, tolerance=few)
+    assert result.parity.agreement == 1 and result.parity.difference < 1e-5
+    assert ws.load(tmp_path / "out", options=NEW, device="cpu")(PROMPTS) == pipe(PROMPTS)
+    with pytest.raises(UsageError) as caught:
+        ws.export(pipe, tmp_path / "graph", format="onnx", data=rows, tolerance=few)
+    assert caught.value.code == "export-unsupported" and not (tmp_path / "graph").exists()

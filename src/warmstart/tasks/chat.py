@@ -6,7 +6,7 @@ import dataclasses
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -36,9 +36,9 @@ class Chat:
     """A checkpoint's chat template over its tokenizer. `variables`: special tokens as templates name them."""
 
     tokenizer: Tokenizer
-    source: str | None
-    variables: Mapping[str, str]
-    folder: Path
+    source: str | None = None
+    variables: Mapping[str, str] = field(default_factory=dict)
+    folder: Path | None = None
 
     @classmethod
     def from_folder(cls, tokenizer: Tokenizer, folder: Path) -> Chat:
@@ -82,7 +82,7 @@ class Chat:
                 raise CheckpointError(
                     "chat-template-not-stepwise",
                     "the template writes the messages before an answer otherwise once the answer is there",
-                    where=str(self.folder),
+                    where=None if self.folder is None else str(self.folder),
                     value=before[-80:],
                     fix="give prompt and completion, written as the model shall read them",
                 )
@@ -97,7 +97,7 @@ class Chat:
             raise CheckpointError(
                 "chat-template-missing",
                 "the checkpoint has no chat template: it was not made for conversations",
-                where=str(self.folder),
+                where=None if self.folder is None else str(self.folder),
                 fix="give a prompt instead of messages, or use a checkpoint made for chat (starter-chat is one)",
             )
         try:
@@ -124,7 +124,7 @@ class Chat:
         return CheckpointError(
             "chat-template-unusable",
             f"the checkpoint's chat template cannot be used: {error}",
-            where=str(self.folder),
+            where=None if self.folder is None else str(self.folder),
             fix="get the checkpoint from its publisher again, or give a prompt instead of messages",
         )
 

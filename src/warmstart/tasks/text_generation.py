@@ -59,9 +59,9 @@ class TextGeneration:
     """
 
     tokenizer: Tokenizer
-    chat: Chat
-    end_ids: tuple[int, ...]
-    bytes_a_token: int  # of the key-value cache
+    chat: Chat | None = None  # a checkpoint's chat template; None: it has none
+    end_ids: tuple[int, ...] = ()
+    bytes_a_token: int = 0  # of the key-value cache
     max_new_tokens: int = 128
     min_new_tokens: int = 0
     temperature: float = 0.0
@@ -134,7 +134,7 @@ class TextGeneration:
         if train:
             yield from self._learned(rows)
             return
-        for index, told in enumerate(asked(rows, self.tokenizer, self.chat, self.prompt_limit, self.long_text)):
+        for index, told in enumerate(asked(rows, self.tokenizer, self._chat, self.prompt_limit, self.long_text)):
             length = len(told.ids)
             if not self.rows_at_most(length):
                 raise self._too_large(rows[index], length)
@@ -218,6 +218,10 @@ class TextGeneration:
         chosen = {name: vars(self)[name] for name in GENERATION_OPTIONS if name != "cache_megabytes"}
         return Generation(**chosen, end_ids=self.end_ids, pad_id=self.tokenizer.pad_id)
 
+    @cached_property
+    def _chat(self) -> Chat:
+        return self.chat or Chat(self.tokenizer)
+
     def _answers(self, model: Any, batch: Batch) -> Iterator[Sequence[Answer]]:
         answers = [
             Answer(
@@ -238,7 +242,7 @@ class TextGeneration:
     def _learned(self, rows: Sequence[Row], *, all_rows: bool = False) -> Iterator[Feature]:
         """Rows as texts with labels. A row with nothing to learn (a single token) is given only with `all_rows`."""
         empty = 0
-        for index, told in enumerate(learned(rows, self.tokenizer, self.chat, self.end_ids[:1])):
+        for index, told in enumerate(learned(rows, self.tokenizer, self._chat, self.end_ids[:1])):
             if not all_rows and not any((part.labels[1:] != IGNORED).any() for part in told):
                 empty += 1
                 continue
