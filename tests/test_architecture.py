@@ -52,6 +52,8 @@ UNPADDING = tuple(
         *("stand_ins", "lower_states"),
     )
 )
+# Overrides methods of jinja2, whose keywords are open.
+SANDBOX = "tasks/chat_sandbox.py"
 TASK_FUNCTIONS = {"forward", "infer", "loss"}
 
 UNSAFE_MODULES = {"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve", "joblib"}
@@ -344,7 +346,7 @@ def test_no_open_ended_keywords_in_public_signatures() -> None:
         if isinstance(node, kind)
         and node.args.kwarg
         and (not node.name.startswith("_") or node.name.startswith("__"))
-        and not place.startswith(UNPADDING)
+        and not place.startswith((*UNPADDING, SANDBOX))
     ]
     assert not wrong, _listed(wrong)
 

@@ -48,8 +48,8 @@ def show(text: str) -> None:
 
 
 def write(text: str) -> None:
-    """A piece of a result for a person, on stdout, without an end of its line; seen at once."""
-    shown = "\t".join(map(_escape_lines, text.split("\t")))
+    """A piece of a text that is the result, on stdout, seen at once; on a terminal without what could steer it."""
+    shown = "\t".join(map(_escape_lines, text.split("\t"))) if is_terminal(sys.stdout) else text
     print(_encodable(shown, sys.stdout), end="", flush=True)
 
 
