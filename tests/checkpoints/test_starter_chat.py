@@ -44,9 +44,11 @@ def write_gguf(source: Path, path: Path) -> None:
     writer.add_vocab_size(config["vocab_size"])
     vocabulary = sorted(tokenizer["model"]["vocab"], key=tokenizer["model"]["vocab"].get)
     special = {token["content"] for token in tokenizer["added_tokens"]}
+    kinds = [3 if token in special else 1 for token in vocabulary]
+    vocabulary[3] = "<|endoftext|>"  # in the place of <unk>: transformers adds it to a file that has none
     writer.add_tokenizer_model("gpt2")
     writer.add_token_list(vocabulary)
-    writer.add_token_types([3 if token in special else 1 for token in vocabulary])
+    writer.add_token_types(kinds)
     writer.add_token_merges([" ".join(merge) for merge in tokenizer["model"]["merges"]])
     writer.add_bos_token_id(0)
     writer.add_eos_token_id(2)
