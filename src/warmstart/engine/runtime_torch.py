@@ -89,7 +89,7 @@ class TorchRuntime:
                 with torch.inference_mode(), self._mode.of(self.model):
                     answers = next(steps, None)
             except RuntimeError as error:
-                if _is_out_of_memory(error):
+                if is_out_of_memory(error):
                     raise MemoryError(str(error)) from error
                 raise
             if answers is None:
