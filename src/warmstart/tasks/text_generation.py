@@ -13,10 +13,10 @@ import numpy as np
 
 from warmstart.errors import DataError, UsageError
 from warmstart.features import Array, Batch, Feature, Pad
-from warmstart.metrics import perplexity
+from warmstart.metrics import Measure
 from warmstart.rows import Field, Row
 from warmstart.tasks.chat import Chat
-from warmstart.tasks.contract import Scores, checked_options, for_score
+from warmstart.tasks.contract import Scores, checked_options, for_score, judged
 from warmstart.tasks.decoding import Answer, CausalSteps, answer_of, beam_search, generate, stacked, to_the_right
 from warmstart.tasks.generated_rows import IGNORED, asked, learned
 from warmstart.tasks.generation_options import (
@@ -192,12 +192,12 @@ class TextGeneration:
         meta = features[0].meta
         tokens = sum(feature.length for feature in features)
         if features[0].targets:
-            judged = [
+            losses = [
                 output["losses"][: feature.length - 1][feature.targets["labels"][1:] != IGNORED]
                 for feature, output in zip(features, outputs, strict=True)
             ]
             return GeneratedText(
-                "", "", 0, tokens, meta["truncated"], meta["flags"], losses=np.concatenate(judged).astype(np.float64)
+                "", "", 0, tokens, meta["truncated"], meta["flags"], losses=np.concatenate(losses).astype(np.float64)
             )
         text, new_tokens, finish = answer_of(outputs[0], self.how, self._text)
         return GeneratedText(text, finish, new_tokens, tokens, meta["truncated"], meta["flags"])
@@ -206,10 +206,9 @@ class TextGeneration:
         """Perplexity: e to the mean loss of all tokens that training would learn. Weights are chosen by the loss."""
         losses = [np.zeros(0) if p.losses is None else p.losses for p in predictions]
         sums, counts = np.array([each.sum() for each in losses]), np.array([len(each) for each in losses])
-        found = perplexity(sums, counts)
-        return Scores(
-            per_example={"loss": sums / np.maximum(counts, 1), "learned": counts},
-            metrics={} if found is None else {"perplexity": found},
+        return judged(
+            {"loss": sums / np.maximum(counts, 1), "learned": counts},
+            {"perplexity": Measure("perplexity", ("loss", "learned"))},
         )
 
     @cached_property
