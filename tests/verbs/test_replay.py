@@ -123,6 +123,31 @@ def test_r73_a_finite_step_is_computed_again_to_the_last_bit(
         assert found.parameters == () and found.module is None and all(row.finite for row in found.rows)
 
 
+def test_r73_weighted_labels_and_frozen_layers_are_those_of_the_run(
+    tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from warmstart.training import loop
+
+    real = loop._gradient
+
+    def gradient(model: Any, task: Any, micro: Any, config: Any, optimizer: Any, guards: Guards, **more: Any) -> Any:
+        loss, norm = real(model, task, micro, config, optimizer, guards, **more)
+        seed = loop.derive(config.seed, "dropout", more["step"] - 1)
+        guards.keep(BadStep(more["step"], loss, norm, tuple(micro), seed, more["device"], config.precision, 1.0))
+        return loss, norm
+
+    monkeypatch.setattr(loop, "_gradient", gradient)
+    config = ws.TrainConfig(
+        max_steps=1, batch_size=8, loss=ws.Loss(class_weights={"NEGATIVE": 3.0}, label_smoothing=0.1)
+    )
+    run = ws.train(tiny("bert"), reviews(16), output=tmp_path / "run", config=config)
+    step = json.loads((run.path / "metrics.jsonl").read_text().splitlines()[0])
+    found = replay(run.path)
+    assert (found.loss, found.grad_norm, found.same) == (step["loss"], step["grad_norm"], True)
+    kept = json.loads((run.path / "nonfinite" / "step-000001" / "step" / "step.json").read_text())
+    assert kept["class_loss"]["smoothing"] == 0.1 and len(kept["trained"]) == found.trained
+
+
 def test_r73_a_disk_that_does_not_take_the_step_changes_no_error(
     tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -27,7 +27,7 @@ from warmstart.checkpoints.manifest import check_manifest
 from warmstart.checkpoints.save import write_model
 from warmstart.errors import CheckpointError, TrainingError
 from warmstart.features import Batch, Feature
-from warmstart.tasks import Task
+from warmstart.tasks import ClassLoss, Task
 from warmstart.training.state_files import pack, read_tensors, read_values, unpack, write_tensors
 
 FOLDER = "nonfinite"
@@ -74,10 +74,15 @@ class BadStep:
 
 @dataclass(frozen=True)
 class Kept:
-    """What `read_bad_step` gives. `task`: the plain fields of the task that learned; `places`: by row."""
+    """What `read_bad_step` gives. `task`: the plain fields of the task that learned; `places`: by row.
+
+    `trained`: the parameters that asked for a gradient.
+    """
 
     bad: BadStep
     task: Mapping[str, Any]
+    class_loss: ClassLoss | None
+    trained: frozenset[str]
     places: Mapping[int, str]
     threads: int
 
@@ -100,8 +105,11 @@ def write_bad_step(
     """
     batches, arrays = pack([[_taken_apart(feature) for feature in batch.features] for batch in bad.batches])
     states, tensors = pack({"optimizer": optimizer, "scheduler": scheduler})
+    class_loss = _fields(task).get("class_loss")
     document = {
         "format": FORMAT,
+        "class_loss": pack(dataclasses.asdict(class_loss))[0] if isinstance(class_loss, ClassLoss) else None,
+        "trained": [name for name, parameter in model.named_parameters() if parameter.requires_grad],
         **pack({field: value for field, value in _fields(bad).items() if field != "batches"})[0],
         "batches": batches,
         "task": pack(_plain(_fields(task)))[0],
@@ -141,6 +149,8 @@ def read_bad_step(folder: Path, task: Task) -> Kept:
         return Kept(
             bad=bad,
             task=unpack(document["task"], {}),
+            class_loss=None if document["class_loss"] is None else ClassLoss(**unpack(document["class_loss"], {})),
+            trained=frozenset(document["trained"]),
             places={int(row): str(place) for row, place in document["places"].items()},
             threads=int(document["threads"]),
         )

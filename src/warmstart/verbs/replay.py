@@ -19,6 +19,7 @@ from warmstart.errors import UsageError
 from warmstart.features import Feature
 from warmstart.pipeline import Pipeline
 from warmstart.tasks import Task
+from warmstart.tasks.contract import WeighsClasses
 from warmstart.training.gradients import Sums, add_gradients
 from warmstart.training.loop import finish_gradients
 from warmstart.training.nonfinite import FOLDER, STEP, BadStep, kept_device, read_bad_step
@@ -95,8 +96,11 @@ def replay(step: str | Path) -> Replay:
     kept = read_bad_step(folder, pipe.task)
     fields = {field.name for field in dataclasses.fields(pipe.task) if field.init}  # type: ignore[arg-type]
     task = dataclasses.replace(pipe.task, **{name: value for name, value in kept.task.items() if name in fields})  # type: ignore[type-var]
+    if kept.class_loss is not None and isinstance(task, WeighsClasses):
+        task = task.with_class_loss(kept.class_loss)
     bad = dataclasses.replace(kept.bad, device=device)
     model = pipe.model.train()
+    _freeze(model, kept.trained)
     with numerics(device), threads(kept.threads):
         sums = _compute(model, task, bad)
         gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
@@ -139,6 +143,16 @@ def _device(folder: Path) -> str:
         log.warning("the step was computed on %s, which is not here; the last digits may differ", device)
         return "cpu"
     return device
+
+
+def _freeze(model: torch.nn.Module, trained: frozenset[str]) -> None:
+    """Only what was trained gets a gradient. Adapters are merged into a kept step's weights, and have none there."""
+    named = dict(model.named_parameters())
+    if trained <= named.keys():
+        for name, parameter in named.items():
+            parameter.requires_grad_(name in trained)
+    else:
+        log.warning("adapters were trained, which are merged here: gradients are those of the weights they change")
 
 
 def _compute(model: torch.nn.Module, task: Task, bad: BadStep) -> Sums:
