@@ -273,6 +273,14 @@ def test_f91_a_file_system_that_renames_no_folder_has_whole_snapshots_by_their_m
     assert work.check() == 2 and [p.name for p in work.directory.checkpoints.iterdir()] == ["step-000002"]
     work.save(2)  # over one of the same name
     assert work.check() == 2
+    work.reset()
+    work.save(2)
+    state = work.directory.step_checkpoint(2) / "training_state" / "state.json"
+    state.write_text(state.read_text() + " ")
+    for reason in ("manifest-mismatch", "snapshot-uncommitted" if missing != "fsync of folders" else None):
+        found, rejected = newest_verified(work.directory.checkpoints, lambda state: None)
+        assert found is not None and found.state.step.step == 1
+        assert (rejected == []) == (reason is None)
 
 
 def test_f91_k85_a_kill_while_files_are_copied_to_their_place_leaves_the_snapshot_before(work: Work) -> None:

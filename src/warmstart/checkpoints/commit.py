@@ -87,7 +87,7 @@ def remove_folder(folder: Path) -> None:
     try:
         folder.rename(hidden)
     except OSError as error:
-        if error.errno not in _UNKNOWN:
+        if not is_unsupported(error):
             raise
         hidden = folder
         (folder / MANIFEST).unlink(missing_ok=True)  # half removed is not whole
@@ -108,6 +108,11 @@ def sweep(parent: Path) -> None:
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.rename(target)
+
+
+def is_unsupported(error: OSError) -> bool:
+    """Does the file system have no such operation, rather than one that failed."""
+    return error.errno in _UNKNOWN
 
 
 def _flush_tree(folder: Path, known: Mapping[str, str]) -> None:
@@ -132,7 +137,7 @@ def _flush(path: Path) -> None:
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if not (path.is_dir() and error.errno in _UNKNOWN):
+        if not (path.is_dir() and is_unsupported(error)):
             raise
     finally:
         os.close(descriptor)
@@ -145,7 +150,7 @@ def _rename(temporary: Path, target: Path, *, replace: bool) -> None:
         try:
             target.rename(aside)
         except OSError as error:
-            if error.errno not in _UNKNOWN:
+            if not is_unsupported(error):
                 raise
             remove_folder(target)
             replaced = False
@@ -153,7 +158,7 @@ def _rename(temporary: Path, target: Path, *, replace: bool) -> None:
         try:
             temporary.rename(target)
         except OSError as error:
-            if error.errno not in _UNKNOWN:
+            if not is_unsupported(error):
                 raise
             _copy(temporary, target)
         _flush(target.parent)  # a rename that may not be on the disk is no commit

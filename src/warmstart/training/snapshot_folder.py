@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from warmstart.checkpoints.commit import remove_folder
+from warmstart.checkpoints.commit import is_unsupported, remove_folder
 from warmstart.checkpoints.manifest import NAME as MANIFEST
 from warmstart.checkpoints.manifest import check_manifest
 from warmstart.errors import CheckpointError
@@ -66,7 +66,13 @@ def set_aside(path: Path, reason: str) -> Path:
     """Rename a folder that is not to be used, and write into it why. Returns its new path."""
     names = (path.with_name(f"{path.name}.rejected{f'-{n}' if n > 1 else ''}") for n in range(1, 10_000))
     aside = next(name for name in names if not name.exists())
-    path.rename(aside)
+    try:
+        path.rename(aside)
+    except OSError as error:
+        if not is_unsupported(error):
+            raise
+        aside = path  # it stays, and without its manifest nobody takes it
+        (path / MANIFEST).unlink(missing_ok=True)
     if aside.is_dir():
         (aside / "REASON.txt").write_text(reason + "\n", encoding="utf-8")
     return aside
