@@ -16,12 +16,15 @@ from warmstart.metrics import (
     ranking,
     regression,
     retrieval,
+    rouge,
+    translation,
 )
 
+MODULES = [classification, entities, interval, measure, multilabel, paired, ranking, regression, retrieval]
+MODULES += [rouge, translation]
 
-@pytest.mark.parametrize(
-    "module", [classification, entities, interval, measure, multilabel, paired, ranking, regression, retrieval]
-)
+
+@pytest.mark.parametrize("module", MODULES)
 def test_examples(module: object) -> None:
     result = doctest.testmod(module, optionflags=doctest.ELLIPSIS)
     assert result.attempted > 0

@@ -7,6 +7,7 @@ ranked lists   mrr, ndcg
 answers        answer_scores: exact match and F1 of each row
 tokens         perplexity
 entities       entity_scores, tag_accuracy
+texts          bleu, chrf; rouge_scores and chrf_scores of each row
 any statistic  mean, wilson, bootstrap
 
 A `Measure` is a metric that can be computed again from numbers of each row; `paired_difference` compares two models by
@@ -24,6 +25,8 @@ from warmstart.metrics.paired import Difference, mcnemar, paired_difference
 from warmstart.metrics.ranking import auroc
 from warmstart.metrics.regression import mae, pearson, spearman
 from warmstart.metrics.retrieval import gains, mean, mrr, ndcg, reciprocal_ranks
+from warmstart.metrics.rouge import rouge_scores
+from warmstart.metrics.translation import bleu, chrf, chrf_scores
 
 __all__ = [
     "ClassScore",
@@ -33,7 +36,10 @@ __all__ = [
     "accuracy",
     "answer_scores",
     "auroc",
+    "bleu",
     "bootstrap",
+    "chrf",
+    "chrf_scores",
     "confusion",
     "entity_counts",
     "entity_scores",
@@ -54,6 +60,7 @@ __all__ = [
     "per_class",
     "perplexity",
     "reciprocal_ranks",
+    "rouge_scores",
     "spearman",
     "tag_accuracy",
     "wilson",
