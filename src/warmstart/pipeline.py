@@ -97,7 +97,7 @@ class Pipeline:
             if cut:
                 limit, instead = self.task.tokenizer.limit, "long_text=windows reads all of a text"
                 if isinstance(self.task, Generates):
-                    limit, instead = self.task.prompt_limit, "they lost their beginning, long_text=error refuses them"
+                    limit, instead = self.task.prompt_limit, "long_text=error refuses such texts"
                 said = "%s of %s texts were longer than %s tokens and were cut; %s"
                 log.warning(said, f"{cut:,}", f"{total:,}", limit, instead)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import warmstart as ws
 from support.damage import copy_of, edit_json
-from support.models import tiny_checkpoint
+from support.models import ENCODER_DECODERS, tiny_checkpoint
 from warmstart.rows import Row
 from warmstart.verbs.train import Run
 
@@ -149,6 +149,11 @@ def conversations() -> list[Fields]:
     ]
 
 
+def rewritten() -> list[Fields]:
+    """Texts that become their last words."""
+    return [{"source": text, "target": " ".join(text.split()[-1 - i % 3 :])} for i, text in enumerate(_TEXTS)]
+
+
 @dataclass(frozen=True)
 class Case:
     """A task on a tiny checkpoint of a family. `config` and `files` change the checkpoint before it is loaded."""
@@ -194,7 +199,7 @@ class Trained:
 
 TEXT, EMBED, RERANK = "text-classification", "sentence-embedding", "rerank"
 ANSWER, TOKENS = "question-answering", "token-classification"
-ZERO, MASK = "zero-shot-classification", "fill-mask"
+ZERO, MASK, REWRITE = "zero-shot-classification", "fill-mask", "text-to-text"
 GENERATE = "text-generation"
 _WINDOWS = {"long_text": "windows", "stride": 4, "max_length": 16}
 _CUT = {"max_length": 16}
@@ -224,6 +229,8 @@ _GENERATE: Mapping[str, Any] = {"head": "generation", "takes": {"stop": ("sidewa
 _NEW = {"max_new_tokens": 6}
 _DRAWN = _NEW | {"temperature": 1.0, "top_p": 0.9, "top_k": 50, "seed": 3}
 _WHOLE = {"long_text": "truncate", "mask_share": 0.3}
+_SAID: Mapping[str, Any] = {"prefix": ("sideways",), "stop": ("sideways", [])}
+_WRITE: Mapping[str, Any] = {"head": REWRITE, "config": {"dropout": 0.0, "dropout_rate": 0.0}, "takes": _SAID}
 
 CASES = [
     *(Case(f"text-{family}", TEXT, family, single) for family in ("bert", "distilbert", "roberta", "modernbert")),
@@ -285,4 +292,8 @@ CASES = [
     Case("generate-qwen2-drawn", GENERATE, "qwen2", completions, options=_DRAWN, **_GENERATE),
     Case("generate-gemma-beams", GENERATE, "gemma", completions, options=_NEW | {"beams": 3}, **_GENERATE),
     Case("generate-truncated", GENERATE, "llama", completions, options=_CUT | {"max_new_tokens": 4}, **_GENERATE),
+    *(Case(f"rewrite-{family}", REWRITE, family, rewritten, options=_NEW, **_WRITE) for family in ENCODER_DECODERS),
+    Case("rewrite-beams", REWRITE, "bart", rewritten, options=_NEW | {"beams": 3}, **_WRITE),
+    Case("rewrite-sampled", REWRITE, "t5", rewritten, options=_NEW | {"temperature": 2.0, "top_k": 9}, **_WRITE),
+    Case("rewrite-truncated", REWRITE, "marian", rewritten, options=_NEW | _CUT | {"prefix": "the: "}, **_WRITE),
 ]

@@ -15,6 +15,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoModelForQuestionAnswering,
+    AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     PreTrainedTokenizerFast,
@@ -28,9 +29,11 @@ _HEADS = {
     "generation": AutoModelForCausalLM,
     "masks": AutoModelForMaskedLM,
     "question-answering": AutoModelForQuestionAnswering,
+    "text-to-text": AutoModelForSeq2SeqLM,
     "tokens": AutoModelForTokenClassification,
 }
 FAMILIES = ("bert", "distilbert", "roberta", "modernbert", "gpt2")
+ENCODER_DECODERS = ("t5", "bart", "marian")
 POSITIONS = 128  # tokens a text may have, in every family
 
 _CORPUS = [
@@ -48,6 +51,12 @@ CHAT_TEMPLATE = (
     "{% for message in messages %}<s>{{ message['role'] }}: {{ message['content'] }}</s>{% endfor %}"
     "{% if add_generation_prompt %}<s>assistant: {% endif %}"
 )
+_ENCODER_DECODER = {
+    **{f"{part}_layers": 2 for part in ("encoder", "decoder")},
+    **{f"{part}_attention_heads": 4 for part in ("encoder", "decoder")},
+    **{f"{part}_ffn_dim": 64 for part in ("encoder", "decoder")},
+    "d_model": 32,
+}
 _SIZES: dict[str, dict[str, Any]] = {
     "bert": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64},
     "distilbert": {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64},
@@ -55,13 +64,16 @@ _SIZES: dict[str, dict[str, Any]] = {
     "modernbert": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64},
     "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4},
     **dict.fromkeys(("llama", "qwen2", "gemma"), _DECODER),
+    "t5": {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4},
+    "bart": _ENCODER_DECODER,
+    "marian": _ENCODER_DECODER,
 }
 
 
 def tiny_checkpoint(
     root: Path, family: str, head: str = "classification", labels: Sequence[str] = ("NEGATIVE", "POSITIVE")
 ) -> Path:
-    """A checkpoint folder below `root`: `family` of FAMILIES, `head` of _HEADS. Made once per call
+    """A checkpoint folder below `root`: `family` of FAMILIES or ENCODER_DECODERS, `head` of _HEADS. Made once per call
     with the same arguments. The GPT-2 one has no padding token, as the real one."""
     folder = root / f"{family}-{head}-{'-'.join(labels) if head in _LABELLED else 'none'}"
     if folder.is_dir():
@@ -86,7 +98,7 @@ def tiny_checkpoint(
 
 
 def _positions(family: str) -> dict[str, int]:
-    if family == "gpt2":
+    if family in ("gpt2", "t5"):
         return {"n_positions": POSITIONS}
     return {"max_position_embeddings": POSITIONS + (2 if family == "roberta" else 0)}
 
@@ -97,7 +109,15 @@ def _token_ids(tokenizer: PreTrainedTokenizerFast, family: str) -> dict[str, int
         "pad_token_id": tokenizer.pad_token_id,
         "bos_token_id": tokenizer.bos_token_id if tokenizer.bos_token else tokenizer.cls_token_id,
         "eos_token_id": tokenizer.eos_token_id if tokenizer.eos_token else tokenizer.sep_token_id,
+        **_decoder_ids(tokenizer, family),
     }
+
+
+def _decoder_ids(tokenizer: PreTrainedTokenizerFast, family: str) -> dict[str, int | None]:
+    """Where decoding starts, and how BART's must end, as these families' checkpoints have it."""
+    if family == "bart":
+        return {"decoder_start_token_id": tokenizer.eos_token_id, "forced_eos_token_id": tokenizer.eos_token_id}
+    return {"decoder_start_token_id": tokenizer.pad_token_id} if family in ENCODER_DECODERS else {}
 
 
 def _label_tables(labels: Sequence[str]) -> dict[str, Any]:
@@ -156,7 +176,7 @@ def _byte_level(family: str) -> PreTrainedTokenizerFast:
         return PreTrainedTokenizerFast(
             tokenizer_object=tokenizer, model_max_length=POSITIONS, bos_token=end, eos_token=end, unk_token=end
         )
-    begun = {"llama": "<s> $A", "gemma": "<s> $A", "qwen2": "$A"}.get(family)
+    begun = {"llama": "<s> $A", "gemma": "<s> $A", "qwen2": "$A", "t5": "$A </s>", "marian": "$A </s>"}.get(family)
     tokenizer.post_processor = processors.TemplateProcessing(
         single=begun or "<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
     )

@@ -20,7 +20,10 @@ from warmstart.errors import CheckpointError, UsageError, Where, did_you_mean
 logger = logging.getLogger("warmstart")
 
 # Old names that every config class still accepts although they are no fields of it.
-_LEGACY_KEYS = frozenset({"num_labels", "rope_theta", "rope_scaling", "partial_rotary_factor", "output_attentions"})
+_LEGACY_KEYS = frozenset(
+    {"num_labels", "rope_theta", "rope_scaling", "partial_rotary_factor", "output_attentions"}
+    | {"decoder_start_token_id"}  # T5 reads it, and declares it nowhere
+)
 _BOOKKEEPING = frozenset({"model_type", "transformers_version", "torch_dtype", "dtype", "gradient_checkpointing"})
 # Settings that transformers 5 no longer has; another value than this changes the mathematics. `return_dict` it has, but
 # the models that we hand out always name their outputs.

@@ -43,6 +43,7 @@ _TASKS = {
 _TEXT_TO_TEXT = frozenset(
     {"t5", "mt5", "umt5", "bart", "mbart", "pegasus", "marian", "m2m_100", "led", "longt5", "nllb-moe", "blenderbot"}
 )
+_GENERATING = ("ForConditionalGeneration", "MTModel", "WithLMHeadModel")  # the last two: Marian's, and T5's at first
 _AUDIO = frozenset(
     {"wav2vec2", "wav2vec2-bert", "wav2vec2-conformer", "hubert", "wavlm", "unispeech", "unispeech-sat", "sew", "sew-d"}
 )
@@ -190,7 +191,7 @@ def _purpose(config: Mapping[str, Any]) -> str | None:
     """The task of the architecture's head; None for a base model."""
     architecture = (config.get("architectures") or [""])[0]
     model_type = config["model_type"]
-    if architecture.endswith("ForConditionalGeneration") and model_type in _TEXT_TO_TEXT:
+    if architecture.endswith(_GENERATING) and model_type in _TEXT_TO_TEXT:
         return "text-to-text"
     if model_type == "whisper" and architecture.endswith("ForConditionalGeneration"):
         return "automatic-speech-recognition"

@@ -11,6 +11,10 @@ from warmstart.errors import UsageError
 
 
 def _pairs(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+    return {name: text.strip() for name, text in _split(parameter, values).items()}
+
+
+def _split(parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
     pairs = {}
     for value in values:
         name, equals, rest = value.partition("=")
@@ -18,12 +22,13 @@ def _pairs(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ..
             raise UsageError(
                 "pair-malformed", f"{parameter.opts[-1]} takes name=value", value=value, fix="write name=value"
             )
-        pairs[name.strip()] = rest.strip()
+        pairs[name.strip()] = rest
     return pairs
 
 
 def _typed_pairs(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, Any]:
-    return {name: _typed(text) for name, text in _pairs(ctx, parameter, values).items()}
+    # Space around a text is part of it: "summarize: " is what T5 was trained with.
+    return {name: _typed(text) for name, text in _split(parameter, values).items()}
 
 
 def _typed(text: str) -> Any:

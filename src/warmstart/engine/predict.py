@@ -113,8 +113,8 @@ def run_batch(task: Task, runtime: Runtime, features: Sequence[Feature]) -> list
 
     Raises WarmstartError "out-of-memory" for a feature that does not fit alone, and what the runtime raises.
     """
-    if isinstance(task, Generates) and not features[0].targets and len(features) > 1:
-        most = task.rows_at_most(max(feature.length for feature in features))
+    if isinstance(task, Generates) and len(features) > 1:
+        most = max(1, task.rows_at_most(max(feature.length for feature in features)))
         if len(features) > most:
             parts = [features[start : start + most] for start in range(0, len(features), most)]
             return [output for part in parts for output in run_batch(task, runtime, part)]

@@ -21,6 +21,7 @@ from warmstart.tasks.rerank import Rerank
 from warmstart.tasks.sentence_embedding import Embedding
 from warmstart.tasks.text_classification import TextClassification
 from warmstart.tasks.text_generation import TextGeneration
+from warmstart.tasks.text_to_text import TextToText
 from warmstart.tasks.token_classification import TokenClassification
 from warmstart.tasks.zero_shot_classification import ZeroShotClassification
 
@@ -33,6 +34,7 @@ TASKS: Mapping[str, type[Task]] = {
     "zero-shot-classification": ZeroShotClassification,
     "fill-mask": FillMask,
     "text-generation": TextGeneration,
+    "text-to-text": TextToText,
 }
 
 # Names that transformers' `pipeline(...)` and older habits use.
@@ -40,6 +42,9 @@ ALIASES: Mapping[str, str] = {
     "sentiment-analysis": "text-classification",
     "ner": "token-classification",
     "feature-extraction": "sentence-embedding",
+    "summarization": "text-to-text",
+    "translation": "text-to-text",
+    "text2text-generation": "text-to-text",
 }
 
 __all__ = [

@@ -223,18 +223,23 @@ def beam_search(
         places = [place for place, answer in enumerate(answers) if answer.most == most]
         found = model.generate(
             **{name: tensor[places] for name, tensor in inputs.items()},
-            max_new_tokens=most,
-            min_new_tokens=how.min_new_tokens or None,
+            **ends(how, most),
             num_beams=how.beams,
             do_sample=False,
             length_penalty=how.length_penalty,
-            eos_token_id=list(how.end_ids) or None,
-            pad_token_id=how.pad_id,
         )
-        start = 0 if model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
+        # An encoder-decoder gives the token that decoding starts with, a decoder the whole prompt.
+        start = 1 if model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
         for place, tokens in zip(places, found[:, start:].tolist(), strict=True):
             answers[place].finish_with(tokens)
     yield answers
+
+
+def ends(how: Generation, most: int) -> dict[str, Any]:
+    """The arguments of `generate` that say where an answer of at most `most` tokens ends, whatever the checkpoint's own
+    settings say of it."""
+    lengths = {"max_new_tokens": most, "max_length": None, "min_new_tokens": how.min_new_tokens or None}
+    return {**lengths, "min_length": None, "eos_token_id": list(how.end_ids) or None, "pad_token_id": how.pad_id}
 
 
 def to_the_right(input_ids: Any, attention_mask: Any) -> tuple[Any, Any]:
