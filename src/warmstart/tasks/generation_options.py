@@ -77,6 +77,16 @@ def end_ids_of(config: Mapping[str, Any], folder: Path) -> tuple[int, ...]:
     """The tokens that end a text: what the folder's `generation_config.json` says, else the config.
 
     Raises CheckpointError "json-invalid"."""
+    found = stored_settings(folder).get("eos_token_id")
+    found = (config.get("text_config") or config).get("eos_token_id") if found is None else found
+    ids = found if isinstance(found, list) else [found]
+    return tuple(token for token in ids if type(token) is int)
+
+
+def stored_settings(folder: Path) -> Mapping[str, Any]:
+    """What the checkpoint's `generation_config.json` says; nothing where it has none.
+
+    Raises CheckpointError "json-invalid"."""
     path = folder / "generation_config.json"
     try:
         own = json.loads(path.read_bytes()) if path.is_file() else {}
@@ -89,10 +99,7 @@ def end_ids_of(config: Mapping[str, Any], folder: Path) -> tuple[int, ...]:
             where=str(path),
             fix="get the file from the checkpoint's publisher again, or remove it: the config says what is needed",
         )
-    found = own.get("eos_token_id")
-    found = (config.get("text_config") or config).get("eos_token_id") if found is None else found
-    ids = found if isinstance(found, list) else [found]
-    return tuple(token for token in ids if type(token) is int)
+    return own
 
 
 def cache_bytes_a_token(config: Mapping[str, Any]) -> int:

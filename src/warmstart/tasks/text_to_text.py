@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from warmstart.tasks.generation_options import (
     end_ids_of,
     rows_at_most,
     stops,
+    stored_settings,
 )
 from warmstart.tasks.option_rules import Rule
 from warmstart.tokenization import Tokenizer
@@ -116,7 +116,7 @@ class TextToText:
             **GENERATION_RULES,
         }
         chosen = checked_options(cls, options, known)
-        settings = {**config, **_generation_config(folder)}
+        settings = {**config, **stored_settings(folder)}
         positions = _positions(config)
         if "max_new_tokens" in chosen and positions is not None and chosen["max_new_tokens"] > positions:
             raise UsageError(
@@ -285,13 +285,6 @@ class TextToText:
             "rougeL": rouge["rougeL"],
         }
         return Scores(per_example, metrics, primary="chrf")
-
-
-def _generation_config(folder: Path) -> Mapping[str, Any]:
-    """What the checkpoint says of generating. transformers reads the same file when it builds the model."""
-    path = folder / "generation_config.json"
-    settings = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return settings if isinstance(settings, dict) else {}
 
 
 def _defaults(settings: Mapping[str, Any], chosen: Mapping[str, Any], positions: int | None) -> dict[str, Any]:
