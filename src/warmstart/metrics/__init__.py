@@ -26,7 +26,7 @@ from warmstart.metrics.ranking import auroc
 from warmstart.metrics.regression import mae, pearson, spearman
 from warmstart.metrics.retrieval import gains, mean, mrr, ndcg, reciprocal_ranks
 from warmstart.metrics.rouge import rouge_scores
-from warmstart.metrics.translation import bleu, chrf, chrf_scores
+from warmstart.metrics.translation import bleu, bleu_counts, chrf, chrf_counts, chrf_scores
 
 __all__ = [
     "ClassScore",
@@ -37,8 +37,10 @@ __all__ = [
     "answer_scores",
     "auroc",
     "bleu",
+    "bleu_counts",
     "bootstrap",
     "chrf",
+    "chrf_counts",
     "chrf_scores",
     "confusion",
     "entity_counts",

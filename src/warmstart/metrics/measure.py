@@ -21,6 +21,7 @@ from warmstart.metrics.language import perplexity_statistic
 from warmstart.metrics.multilabel import micro_f1_statistic, multilabel_macro_f1_statistic
 from warmstart.metrics.ranking import auroc_statistic
 from warmstart.metrics.regression import pearson_statistic, spearman_statistic
+from warmstart.metrics.translation import bleu_statistic, chrf_statistic
 
 Array = NDArray[Any]
 Columns = Mapping[str, Array]
@@ -28,7 +29,7 @@ Columns = Mapping[str, Array]
 Kind = Literal[
     "share", "mean", "mean-absolute", "ratio", "perplexity", "macro-f1", "mcc", "micro-f1", "multilabel-macro-f1",
     "auroc", "pearson", "spearman", "list-auroc", "list-spearman", "span-f1", "span-precision", "span-recall",
-    "span-macro-f1",
+    "span-macro-f1", "bleu", "chrf",
 ]  # fmt: skip
 
 
@@ -48,6 +49,7 @@ class Measure:
     auroc             as `metrics.auroc` takes them
     pearson, spearman true (N,), predicted (N,)
     list-auroc, list-spearman       true (N, M), score (N, M): lists of different lengths, NaN after their ends
+    bleu, chrf        counts of `bleu_counts` (N, 4, 3) or `chrf_counts` (N, 6, 3)
     span-…            counts (N, types, 3) of `entity_counts`; `index` is one type's, None is over all types
 
     `unit` names a column (N,) of numbers: rows with one number are drawn and exchanged together, as those of a query.
@@ -186,6 +188,8 @@ _MAKERS: Mapping[Kind, Callable[..., Statistic | None]] = {
     "span-precision": lambda counts: span_statistic(counts.sum(axis=1), "precision"),
     "span-recall": lambda counts: span_statistic(counts.sum(axis=1), "recall"),
     "span-macro-f1": lambda counts: span_statistic(counts, "f1"),
+    "bleu": bleu_statistic,
+    "chrf": chrf_statistic,
 }
 
 

@@ -11,12 +11,13 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from warmstart.errors import UsageError
-from warmstart.metrics.interval import RESAMPLES, Metric, Values, Weights, bootstrap, require_rows
+from warmstart.metrics.interval import RESAMPLES, Metric, Statistic, Values, Weights, bootstrap, require_rows
 
 Floats = NDArray[np.float64]
 
@@ -55,12 +56,8 @@ def bleu(
     >>> round(bleu(["the cat sat on the mat today"], ["the cat sat on the mat"]).value, 2)
     80.91
     """
-    counts = _counted(predictions, references, lambda text: tokenize_13a(text).split(), _WORDS)
-
-    def statistic(drawn: Floats) -> Values:
-        return _bleu(drawn, effective_order)
-
-    return _measure(statistic, counts, seed, resamples, confidence)
+    counts = bleu_counts(predictions, references)
+    return _metric(bleu_statistic(counts, effective_order), len(counts), seed, resamples, confidence)
 
 
 def chrf(
@@ -79,7 +76,8 @@ def chrf(
     >>> round(chrf(["the cat sat on the mat today"], ["the cat sat on the mat"]).value, 2)
     93.49
     """
-    return _measure(_chrf, _counted_characters(predictions, references), seed, resamples, confidence)
+    counts = chrf_counts(predictions, references)
+    return _metric(chrf_statistic(counts), len(counts), seed, resamples, confidence)
 
 
 def chrf_scores(predictions: Sequence[str], references: Sequence[str]) -> Floats:
@@ -88,7 +86,7 @@ def chrf_scores(predictions: Sequence[str], references: Sequence[str]) -> Floats
     >>> chrf_scores(["a cat", "a dog"], ["a cat", "one bird"]).round(1)
     array([100. ,   7.8])
     """
-    return _chrf(_counted_characters(predictions, references).astype(np.float64))
+    return _chrf(chrf_counts(predictions, references).astype(np.float64))
 
 
 def tokenize_13a(text: str) -> str:
@@ -106,7 +104,16 @@ def tokenize_13a(text: str) -> str:
     return " ".join(text.split())
 
 
-def _counted_characters(predictions: Sequence[str], references: Sequence[str]) -> NDArray[np.int64]:
+def bleu_counts(predictions: Sequence[str], references: Sequence[str]) -> NDArray[np.int64]:
+    """What BLEU sums up of each row, (N, 4, 3): n-grams in both texts, in the prediction, in the reference.
+
+    Raises UsageError `metric-shape`.
+    """
+    return _counted(predictions, references, lambda text: tokenize_13a(text).split(), _WORDS)
+
+
+def chrf_counts(predictions: Sequence[str], references: Sequence[str]) -> NDArray[np.int64]:
+    """What chrF sums up of each row, (N, 6, 3), as `bleu_counts` of characters. Raises UsageError `metric-shape`."""
     counts = _counted(predictions, references, lambda text: "".join(text.split()), _CHARACTERS)
     counts[:, :, 1] *= counts[:, :, 2] > 0  # n-grams that are too long for the reference are not held against a text
     return counts
@@ -139,16 +146,28 @@ def _ngrams(units: Sequence[Hashable], n: int) -> Counter[Hashable]:
     return Counter(tuple(units[i : i + n]) for i in range(len(units) - n + 1))
 
 
-def _measure(
-    statistic: Callable[[Floats], Values], counts: NDArray[np.int64], seed: int, resamples: int, confidence: float
-) -> Metric:
-    require_rows(len(counts))
+def bleu_statistic(counts: NDArray[Any], effective_order: bool = False) -> Statistic:
+    """BLEU of rows with these counts (N, 4, 3) as a function of weights (B, N)."""
+    return _of_weights(lambda drawn: _bleu(drawn, effective_order), counts)
+
+
+def chrf_statistic(counts: NDArray[Any]) -> Statistic:
+    """chrF of rows with these counts (N, 6, 3) as a function of weights (B, N)."""
+    return _of_weights(_chrf, counts)
+
+
+def _of_weights(score: Callable[[Floats], Values], counts: NDArray[Any]) -> Statistic:
     flat = counts.reshape(len(counts), -1).astype(np.float64)
 
-    def of_weights(weights: Weights) -> Values:
-        return statistic((weights.astype(np.float64) @ flat).reshape(-1, *counts.shape[1:]))
+    def statistic(weights: Weights) -> Values:
+        return score((weights.astype(np.float64) @ flat).reshape(-1, *counts.shape[1:]))
 
-    metric = bootstrap(of_weights, len(counts), seed=seed, resamples=resamples, confidence=confidence)
+    return statistic
+
+
+def _metric(statistic: Statistic, n: int, seed: int, resamples: int, confidence: float) -> Metric:
+    require_rows(n)
+    metric = bootstrap(statistic, n, seed=seed, resamples=resamples, confidence=confidence)
     assert metric is not None, "both are 0 where they have no other value"
     return metric
 

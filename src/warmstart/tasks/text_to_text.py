@@ -14,9 +14,9 @@ import numpy as np
 
 from warmstart.errors import DataError, UsageError
 from warmstart.features import Array, Batch, Feature, Pad
-from warmstart.metrics import Metric, bleu, chrf, chrf_scores, mean, perplexity, rouge_scores
+from warmstart.metrics import Measure, bleu_counts, chrf_counts, chrf_scores, rouge_scores
 from warmstart.rows import Field, Row
-from warmstart.tasks.contract import Scores, checked_options, for_score, text_of
+from warmstart.tasks.contract import Scores, checked_options, for_score, judged, text_of
 from warmstart.tasks.decoding import Answer, answer_of, beam_search, generate, stacked
 from warmstart.tasks.encoder_decoder import EncoderDecoderSteps
 from warmstart.tasks.generation_options import (
@@ -272,19 +272,20 @@ class TextToText:
     def score(self, predictions: Sequence[NewText], rows: Sequence[Row]) -> Scores:
         """chrF, BLEU, ROUGE-1, -2 and -L of the texts, and perplexity of the targets' tokens."""
         given, wanted = [p.text for p in predictions], [text_of(row, "target") or "" for row in rows]
-        judged = np.array([(np.nan, 0.0) if p.losses is None else p.losses for p in predictions])  # (N, 2)
-        rouge = rouge_scores(given, wanted)
-        metrics: dict[str, Metric] = {"chrf": chrf(given, wanted), "bleu": bleu(given, wanted)}
-        metrics |= {name: mean(values) for name, values in rouge.items()}
-        found = None if np.isnan(judged).any() else perplexity(judged[:, 0], judged[:, 1])
-        if found is not None:
-            metrics["perplexity"] = found
-        per_example = {
-            "loss": judged[:, 0] / np.maximum(judged[:, 1], 1),
+        losses = np.array([(np.nan, 0.0) if p.losses is None else p.losses for p in predictions])  # (N, 2)
+        per_example: dict[str, Array] = {
+            "loss": losses[:, 0] / np.maximum(losses[:, 1], 1),
+            "learned": losses[:, 1],
             "chrf": chrf_scores(given, wanted),
-            "rougeL": rouge["rougeL"],
+            **rouge_scores(given, wanted),
+            "chrf_counts": chrf_counts(given, wanted),
+            "bleu_counts": bleu_counts(given, wanted),
         }
-        return Scores(per_example, metrics, primary="chrf")
+        measures = {"chrf": Measure("chrf", ("chrf_counts",)), "bleu": Measure("bleu", ("bleu_counts",))}
+        measures |= {name: Measure("mean", (name,)) for name in ("rouge1", "rouge2", "rougeL")}
+        if not np.isnan(losses).any():
+            measures["perplexity"] = Measure("perplexity", ("loss", "learned"))
+        return judged(per_example, measures, primary="chrf")
 
 
 def _defaults(settings: Mapping[str, Any], chosen: Mapping[str, Any], positions: int | None) -> dict[str, Any]:
