@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import warmstart as ws
 from support.damage import copy_of
@@ -169,6 +170,16 @@ def test_a_model_is_traced_from_a_copy(tiny: Callable[..., Path]) -> None:
     assert traced.inputs == ("input_ids", "attention_mask", "token_type_ids")
     assert traced.outputs == (("logits", (None, 2)),)
     assert pipe.model.training and pipe.model.config.to_dict() == before and weights_digest(pipe.model) == digest
+
+
+def test_a_classifier_is_traced_without_what_nobody_reads(tiny: Callable[..., Path]) -> None:
+    """Of the last layer only keys and values run for every token: products of (B, T, H), not of (B, H)."""
+    pipe = ws.load(tiny("bert"), device="cpu")
+    traced = trace(pipe.model, pipe.task, list(pipe.task.encode(rows(6))))
+    products = [node for node in traced.program.graph.nodes if node.target is torch.ops.aten.linear.default]
+    every_token = [node for node in products if node.args[0].meta["val"].ndim == 3]
+    layers = pipe.model.config.num_hidden_layers
+    assert len(every_token) == 6 * (layers - 1) + 2 and len(products) - len(every_token) == 4 + 2
 
 
 def test_a_digest_of_weights_sees_values_and_names(tiny: Callable[..., Path]) -> None:

@@ -68,6 +68,38 @@ def _attend(attention: Any, first: Tensor, hidden: Tensor, pack: Pack) -> Tensor
     return torch.cat(outputs)
 
 
+@dataclass(frozen=True)
+class PaddedFirstTokenLayer:
+    """Stands in for the `forward` of a BERT layer that is traced for a graph: (B, T, H) → (B, 1, H)."""
+
+    forward: Callable[..., Tensor]  # the layer's own, bound to it
+
+    def __call__(
+        self, hidden_states: Tensor, attention_mask: Tensor | None = None, *args: Any, **kwargs: Any
+    ) -> Tensor:
+        layer: Any = self.forward.__self__  # type: ignore[attr-defined]
+        attention = layer.attention.self
+        first = hidden_states[:, 0]  # (B, H): a graph knows by its two axes what runs once a text
+        query = attention.query(first)[:, None]
+        key, value = attention.key(hidden_states), attention.value(hidden_states)
+        heads = (t.unflatten(-1, (-1, attention.attention_head_size)).transpose(1, 2) for t in (query, key, value))
+        seen = None if attention_mask is None else attention_mask[:, :, :1]  # (B, 1, 1, T)
+        attended = F.scaled_dot_product_attention(*heads, attn_mask=seen, scale=attention.scaling)
+        output: Tensor = layer.feed_forward_chunk(layer.attention.output(attended.flatten(1), first))
+        return output[:, None]
+
+
+def leave_unread_out(model: nn.Module) -> None:
+    """Let the last layer of a `model` without padding-free hooks, in place, compute what its head reads and no more.
+
+    For a copy that is traced: nothing undoes it, and its hidden states end with (B, 1, H).
+    """
+    for head in model.modules():
+        if reads_first_token_alone(head):
+            last: Any = head.base_model.encoder.layer[-1]  # type: ignore[union-attr, index]
+            last.forward = PaddedFirstTokenLayer(last.forward)
+
+
 def reads_first_token_alone(model: nn.Module) -> bool:
     """Whether `model` is one of `HEADS`, of transformers itself: a subclass may read more."""
     kind = type(model)

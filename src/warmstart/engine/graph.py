@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from warmstart.batching import collate
+from warmstart.engine.first_token import leave_unread_out
 from warmstart.engine.runtime_torch import to_tensors
 from warmstart.engine.unpad import pad
 from warmstart.errors import UsageError
@@ -43,6 +44,7 @@ def trace(model: torch.nn.Module, task: Task, features: Sequence[Feature]) -> Tr
     Raises UsageError `export-unsupported` where torch.export cannot follow the task or the model.
     """
     plain = pad(copy.deepcopy(model)).to(device="cpu", dtype=torch.float32).eval()
+    leave_unread_out(plain)
     plain.config.use_cache = False  # a decoder would begin with an empty one, and give it back
     batch = to_tensors(_example(task, features), "cpu")
     names = tuple(batch.inputs)
