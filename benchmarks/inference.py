@@ -4,6 +4,7 @@ speed     texts to labels, ours and our peers', on reviews and on mixed lengths
 batches   random batches of 32 reviews, forward and training step, unpadded and padded
 memory    1,000,000 rows through a toy model: does memory grow
 scale     cost of a row at 100,000 rows and at 10,000, in int8
+cold      `warmstart predict` of one text over an exported checkpoint, in new processes
 
 Each part replaces its own raw records in `inference.jsonl`; the table `inference.md` is written from them.
 """
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from inference_batches import run_batches
+from inference_cold import run_cold
 from inference_flat import run_memory, run_scale
 from inference_speed import run_speed
 from inference_table import table
@@ -30,7 +32,13 @@ from warmstart.provenance import environment
 
 HERE = Path(__file__).parent
 RECORDS, TABLE = HERE / "inference.jsonl", HERE / "inference.md"
-PARTS = {"speed": run_speed, "batches": run_batches, "memory": run_memory, "scale": run_scale}
+PARTS = {
+    "speed": run_speed,
+    "batches": run_batches,
+    "memory": run_memory,
+    "scale": run_scale,
+    "cold": run_cold,
+}
 PEERS = ("sentence-transformers", "openvino", "nncf", "onnxruntime", "ctranslate2")
 
 

@@ -23,7 +23,7 @@ PROMISES = (
     (INT8, "openvino int8", "reviews", 1.5),
     (INT8, "ctranslate2 int8", "reviews", 1.15),
 )
-BATCHES_PROMISED, MEMORY_PROMISED_MB, SCALE_PROMISED = 1.45, 100, 0.10
+BATCHES_PROMISED, MEMORY_PROMISED_MB, SCALE_PROMISED, COLD_PROMISED = 1.45, 100, 0.10, 1.2
 LEGEND = (
     "Same texts, same checkpoint, one thread a process, all on one core, from text to label (tokenization included),",
     "in inference mode, warm. Contestants alternate inside each repeat, another one first each time; texts/s is the",
@@ -40,7 +40,7 @@ LEGEND = (
 def table(records: Records) -> list[str]:
     """The page as lines; a part that has no records is left out."""
     lines = ["# Inference", "", "Written by `make bench` from the raw repeats in `inference.jsonl`."]
-    parts = (("speed", _speed), ("batches", _batches), ("memory", _memory), ("scale", _scale))
+    parts = (("speed", _speed), ("batches", _batches), ("memory", _memory), ("scale", _scale), ("cold", _cold))
     for part, write in parts:
         mine = [record for record in records if record["part"] == part]
         if mine:
@@ -160,6 +160,24 @@ def _scale(records: Records) -> Iterator[str]:
         f"{1e3 * statistics.median(cost[long]):.3f} over {long:,}: {100 * change:+.1f} % (promised: within "
         f"{100 * SCALE_PROMISED:.0f} %; {_kept(abs(change) <= SCALE_PROMISED)})."
     )
+
+
+def _cold(records: Records) -> Iterator[str]:
+    yield from ("## Cold start", "")
+    yield "`warmstart predict -m EXPORTED TEXT`, from the command to its last line, a new process each time; median,"
+    yield "least and most. The first run of all compiles the graph, the others read what it kept."
+    runs, lines = _kind(records, "cold"), []
+    for name in dict.fromkeys(each["name"] for each in runs):
+        mine = [each["seconds"] for each in runs if each["name"] == name and each["compiled"]]
+        [first] = [each["seconds"] for each in runs if each["name"] == name and not each["compiled"]]
+        middle = statistics.median(mine)
+        spread = f"{middle:.2f} s ({min(mine):.2f} – {max(mine):.2f})"
+        kept = _kept(middle <= COLD_PROMISED)
+        lines.append([name, f"≤ {COLD_PROMISED} s", spread, kept, str(len(mine)), f"{first:.2f} s"])
+    yield ""
+    yield from markdown(("", "promised", "compiled before", "", "processes", "first of all"), lines)
+    if failed := _kind(records, "failed"):
+        yield from ("", *(f"Left out: {each['name']}: {each['reason']}." for each in failed))
 
 
 def _foot(records: Records) -> Iterator[str]:
