@@ -1,0 +1,38 @@
+"""OpenVINO graphs in int8: what a head gives keeps the mean it had in float."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import warmstart as ws
+from support.exports import rows
+from warmstart.batching import collate
+from warmstart.engine import graph_openvino
+from warmstart.engine.graph import trace
+from warmstart.engine.runtime_openvino import shared_core
+from warmstart.features import Array
+
+
+def answers(graph: graph_openvino.OpenVinoGraph, batches: list[Mapping[str, Any]]) -> Array:
+    compiled = shared_core().compile_model(graph.model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    return np.concatenate([compiled(dict(batch))[0] for batch in batches])
+
+
+def test_logits_keep_their_mean_on_the_rows_of_calibration(tiny: Callable[..., Path]) -> None:
+    pipe = ws.load(tiny("bert"), device="cpu")
+    features = list(pipe.task.encode(rows(12)))
+    traced = trace(pipe.model, pipe.task, features)
+    batches = []
+    for first in range(0, len(features), 4):
+        inputs = collate(features[first : first + 4], pipe.task.pads).inputs
+        batches.append({name: inputs[name] for name in traced.inputs})
+    plain = graph_openvino.convert(traced)
+    wanted = answers(plain, batches)
+    found = answers(graph_openvino.quantize(plain, batches, in_float=()), batches)
+    assert not np.allclose(found, wanted, atol=1e-6), "int8 changes what it gives"
+    assert found.mean(axis=0) == pytest.approx(wanted.mean(axis=0), abs=1e-5)
