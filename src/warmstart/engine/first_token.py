@@ -82,9 +82,10 @@ class PaddedFirstTokenLayer:
         first = hidden_states[:, 0]  # (B, H): a graph knows by its two axes what runs once a text
         query = attention.query(first)[:, None]
         key, value = attention.key(hidden_states), attention.value(hidden_states)
-        heads = (t.unflatten(-1, (-1, attention.attention_head_size)).transpose(1, 2) for t in (query, key, value))
+        width = attention.attention_head_size
+        q, k, v = (t.unflatten(-1, (-1, width)).transpose(1, 2) for t in (query, key, value))  # (B, heads, 1 or T, d)
         seen = None if attention_mask is None else attention_mask[:, :, :1]  # (B, 1, 1, T)
-        attended = F.scaled_dot_product_attention(*heads, attn_mask=seen, scale=attention.scaling)
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=attention.scaling)
         output: Tensor = layer.feed_forward_chunk(layer.attention.output(attended.flatten(1), first))
         return output[:, None]
 
@@ -94,10 +95,10 @@ def leave_unread_out(model: nn.Module) -> None:
 
     For a copy that is traced: nothing undoes it, and its hidden states end with (B, 1, H).
     """
-    for head in model.modules():
-        if reads_first_token_alone(head):
-            last: Any = head.base_model.encoder.layer[-1]  # type: ignore[union-attr, index]
-            last.forward = PaddedFirstTokenLayer(last.forward)
+    heads: list[Any] = [module for module in model.modules() if reads_first_token_alone(module)]
+    for head in heads:
+        last = head.base_model.encoder.layer[-1]
+        last.forward = PaddedFirstTokenLayer(last.forward)
 
 
 def reads_first_token_alone(model: nn.Module) -> bool:
