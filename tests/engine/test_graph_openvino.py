@@ -37,5 +37,4 @@ def test_logits_keep_their_mean_on_the_rows_of_calibration(tiny: Callable[..., P
     wanted = answers(plain, batches)
     found = answers(graph_openvino.quantize(plain, batches, in_float=()), batches)
     assert not np.allclose(found, wanted, atol=1e-6), "int8 changes what it gives"
-    print("means", found.mean(axis=0), wanted.mean(axis=0), np.abs(found - wanted).max())
     assert found.mean(axis=0) == pytest.approx(wanted.mean(axis=0), abs=1e-5)
