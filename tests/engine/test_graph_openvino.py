@@ -27,6 +27,7 @@ def answers(graph: graph_openvino.OpenVinoGraph, batches: list[Mapping[str, Any]
 
 def test_logits_keep_their_mean_on_the_rows_of_calibration(tiny: Callable[..., Path]) -> None:
     pipe = ws.load(tiny("bert"), device="cpu")
+    pipe.model.classifier.bias.data[:] = 0.5  # as a trained head has one; of zeros the converter leaves none
     features = list(pipe.task.encode(rows(12)))
     traced = trace(pipe.model, pipe.task, features)
     batches = []
