@@ -4,17 +4,20 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test nightly check format starter accuracy bench bench-training clean
+.PHONY: help demo test nightly fuzz soak check format starter accuracy bench bench-training bench-serving clean
 
 help:
 	@echo "make demo      fine-tune, evaluate, save, reload and predict on real reviews"
 	@echo "make test      the whole test suite"
 	@echo "make nightly   120 random kills of training runs, each resumed to the same bits (some ten minutes)"
+	@echo "make fuzz      thousands of right, wrong and broken requests to a server (some five minutes)"
+	@echo "make soak      20,000 requests to a server, and 20 times SIGTERM under load (some five minutes)"
 	@echo "make check     lint, format, types, import rules"
 	@echo "make format    format the code and mend what the linter can"
 	@echo "make accuracy  train and judge every data set with every seed (about an hour)"
 	@echo "make bench     measure inference beside its peers, on one core (about twenty minutes)"
 	@echo "make bench-training  measure training beside transformers' Trainer, on one core (about twenty minutes)"
+	@echo "make bench-serving  measure a server under load beside FastAPI + pipeline (about fifteen minutes)"
 	@echo "make starter   make the default classifier again"
 
 $(READY): pyproject.toml constraints.txt
@@ -36,6 +39,13 @@ test: $(READY)
 # Each of the six cases of the pairwise cover is killed 20 times at a random moment.
 nightly: $(READY)
 	WARMSTART_KILLS=20 $(BIN)/python -m pytest -o timeout=1800 tests/verbs/test_kills.py tests/faults/test_k_snapshots.py
+
+fuzz: $(READY)
+	WARMSTART_FUZZ=60 WARMSTART_MUTATIONS=2000 $(BIN)/python -m pytest -s -o timeout=1800 \
+		tests/serving/test_described_requests.py tests/serving/test_mutations.py
+
+soak: $(READY)
+	WARMSTART_SOAK=20000 WARMSTART_STOPS=20 $(BIN)/python -m pytest -s -o timeout=1800 tests/serving/test_soak.py
 
 check: $(READY)
 	$(BIN)/ruff check .
@@ -59,6 +69,10 @@ bench: $(READY)
 
 bench-training: $(READY)
 	$(BIN)/python benchmarks/training.py
+
+# Two cores: the server is alone on the last one.
+bench-serving: $(READY)
+	$(BIN)/python benchmarks/serving.py speed overload ready
 
 clean:
 	rm -rf $(VENV)

@@ -1,11 +1,11 @@
-"""A server under load that does not wait for it: requests are sent at their time, whether or not others were answered.
+"""The benchmark of serving: `make bench-serving`, or `python benchmarks/serving.py PART …`, PART one of
 
-    python benchmarks/serving.py --model starter --rate 50 --seconds 30
-    python benchmarks/serving.py --model starter --rate 50 --rate 100 --rate 400 --seconds 30 --output serving.jsonl
+speed      the highest rate of single reviews at which 99 % are answered within 250 ms: ours and FastAPI + pipeline
+overload   twice and five times what a server can do, for 30 s: what is answered, and when it is idle again
+ready      from the start of the process to the first 200 of /readyz
+table      write `serving.md` again
 
-Latency is counted from the time at which a request was to be sent, so that a server that stalls is charged for all who
-would have come meanwhile (no coordinated omission). One line of JSON a rate: what was answered how, latencies of the
-successes in milliseconds, and the seconds after the load until a lone request is as quick as before it.
+Each part replaces its own raw records in `serving.jsonl`; the table `serving.md` is written from them.
 """
 
 from __future__ import annotations
@@ -13,116 +13,135 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import random
-import re
-import statistics
-import subprocess
-import sys
+import logging
+import tempfile
 import time
-from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import httpx
+from inference import machine
+from inference_prepare import prepare
+from serving_contestants import Contestant, bodies, contestants, prefer, running
+from serving_load import Address, at_rate, capacity
+from serving_table import BOUND_MS, table
 
-DATA = Path(__file__).parent.parent.parent / "shared" / "data" / "reviews" / "validation.jsonl"
+HERE = Path(__file__).parent
+RECORDS, TABLE = HERE / "serving.jsonl", HERE / "serving.md"
+# Rates go up by this factor from this share of what the server does for 32 clients that wait for their answers.
+STEP, FIRST = 1.1, 0.7
+OVER = (2.0, 5.0)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--model", default="starter")
-    parser.add_argument("--rate", type=float, action="append", help="requests a second; may be given several times")
-    parser.add_argument("--seconds", type=float, default=10.0)
-    parser.add_argument("--texts", type=Path, default=DATA, help="rows with a text; the reviews' validation part")
-    parser.add_argument("--output", type=Path, help="a file to which the lines are added; stdout otherwise")
+    logging.disable(logging.INFO)
+    prefer()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="+", choices=[*PARTS, "table"], metavar="PART")
+    parser.add_argument("--seconds", type=float, help="of load at each rate: a trial, written nowhere")
+    parser.add_argument("--repeats", type=int, default=2, help="of each contestant (default 2)")
+    parser.add_argument("--forms", type=Path, help="a folder that keeps the exported model for the next run")
+    parser.add_argument("--only", action="append", help="a contestant; in a trial")
     given = parser.parse_args()
-    texts = [json.loads(line)["text"] for line in given.texts.read_text(encoding="utf-8").splitlines()]
-    with subprocess.Popen(
-        [sys.executable, "-m", "warmstart", "serve", "-m", f"m={given.model}", "--port", "0", "--no-access-log"],
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as server:
-        try:
-            url = wait_for(server)
-            for rate in given.rate or [20.0]:
-                found = json.dumps(asyncio.run(measured(url, texts, rate=rate, seconds=given.seconds)))
-                if given.output is None:
-                    print(found, flush=True)
-                else:
-                    with given.output.open("a", encoding="utf-8") as file:
-                        file.write(found + "\n")
-        finally:
-            server.terminate()
-    print(f"the server exited with {server.returncode}", file=sys.stderr)
+    with tempfile.TemporaryDirectory() as folder:
+        for part in given.parts:
+            if part == "table":
+                continue
+            forms = given.forms or Path(folder)
+            checkpoint, failed = prepare(forms, only=("openvino-int8",))
+            if failed:
+                raise SystemExit(f"the export failed: {failed}")
+            those = contestants(checkpoint, forms / "openvino-int8")
+            those = [one for one in those if given.only is None or one.name in given.only]
+            started = time.monotonic()
+            records = [machine()]
+            for record in PARTS[part](those, given.seconds, given.repeats):
+                print(json.dumps(record), flush=True)
+                records.append(record)
+            records.append({"kind": "took", "seconds": round(time.monotonic() - started)})
+            if given.seconds is None and given.only is None:
+                replace(part, [{"part": part, **record} for record in records])
+    TABLE.write_text("\n".join(table(read())) + "\n", encoding="utf-8")
 
 
-def wait_for(server: subprocess.Popen[str]) -> str:
-    """The URL of the server, once it is ready."""
-    assert server.stderr is not None
-    for line in server.stderr:
-        if found := re.search(r"http://[\d.]+:\d+", line):
-            while httpx.get(f"{found.group()}/readyz", trust_env=False, timeout=30).status_code != 200:
-                time.sleep(0.05)
-            return found.group()
-    raise SystemExit("the server ended before it listened")
+def run_speed(those: Sequence[Contestant], seconds: float | None, repeats: int) -> Iterator[Mapping[str, Any]]:
+    """Contestants take turns, another one first in each repeat."""
+    for repeat in range(repeats):
+        for contestant in [*those[repeat % len(those) :], *those[: repeat % len(those)]]:
+            with running(contestant) as (address, _):
+                contents = bodies(contestant, address)
+                asyncio.run(capacity(address, contents, seconds=1))  # warm
+                most = asyncio.run(capacity(address, contents, seconds=4))
+                yield {"kind": "capacity", "contestant": contestant.name, "repeat": repeat, "rate": round(most, 1)}
+                for record in climbed(address, contents, most, seconds=seconds or 8, seed=1000 * repeat):
+                    yield {"kind": "rate", "contestant": contestant.name, "repeat": repeat, **record}
 
 
-async def measured(url: str, texts: list[str], *, rate: float, seconds: float) -> dict[str, Any]:
-    """One line: `rate` requests a second, at random moments, for `seconds`."""
-    rng = random.Random(0)
-    limits = httpx.Limits(max_connections=900)
-    async with httpx.AsyncClient(base_url=url, timeout=60, limits=limits, trust_env=False) as client:
-        idle = await lone(client, texts)
-        outcomes: list[tuple[str, float]] = []
-
-        async def ask(due: float, text: str) -> None:
-            try:
-                outcome = str((await client.post("/v1/predict/m", json=text)).status_code)
-            except httpx.TransportError as error:
-                outcome = type(error).__name__
-            outcomes.append((outcome, time.perf_counter() - due))
-
-        due, asking = time.perf_counter(), []
-        until = due + seconds
-        while (due := due + rng.expovariate(rate)) < until:
-            await asyncio.sleep(max(0.0, due - time.perf_counter()))
-            asking.append(asyncio.create_task(ask(due, rng.choice(texts))))
-        await asyncio.gather(*asking)
-        ended = time.perf_counter()
-        recovered = await until_idle(client, texts, idle, ended)
-    good = sorted(latency for outcome, latency in outcomes if outcome == "200")
-    return {
-        "rate": rate,
-        "seconds": seconds,
-        "sent": len(outcomes),
-        "outcomes": dict(Counter(outcome for outcome, _ in outcomes)),
-        "goodput": round(len(good) / seconds, 2),
-        "milliseconds": {f"p{share}": round(1000 * quantile(good, share / 100), 2) for share in (50, 90, 99)},
-        "idle_milliseconds": round(1000 * idle, 2),
-        "recovered_seconds": recovered,
-    }
+def climbed(
+    address: Address, contents: Sequence[bytes], most: float, *, seconds: float, seed: int
+) -> Iterator[dict[str, Any]]:
+    """Rates from FIRST of `most` upwards by STEP until one is too high twice; downwards where the first is."""
+    rate, best = FIRST * most, None
+    while 0.1 * most < rate < 2 * most:
+        for attempt in (1, 2):
+            found = asyncio.run(
+                at_rate(address, contents, rate=rate, seconds=seconds, seed=seed + round(rate) + 500 * attempt)
+            )
+            met = found["milliseconds"]["p99"] <= BOUND_MS and set(found["outcomes"]) == {"200"}
+            yield {"met": met, **found}
+            if met:
+                break
+        if (not met and best is not None) or (met and rate < FIRST * most):
+            return
+        best = rate if met else None
+        rate = rate * STEP if met else rate / STEP
 
 
-async def lone(client: httpx.AsyncClient, texts: list[str]) -> float:
-    """The median latency of ten requests, one after another."""
-    latencies = []
-    for text in texts[:10]:
-        started = time.perf_counter()
-        (await client.post("/v1/predict/m", json=text)).raise_for_status()
-        latencies.append(time.perf_counter() - started)
-    return statistics.median(latencies)
+def run_overload(those: Sequence[Contestant], seconds: float | None, repeats: int) -> Iterator[Mapping[str, Any]]:
+    """Ours alone: a server that refuses nothing has no goodput to speak of."""
+    for contestant in those:
+        if not contestant.name.startswith("warmstart"):
+            continue
+        with running(contestant) as (address, _):
+            contents = bodies(contestant, address)
+            asyncio.run(capacity(address, contents, seconds=2))
+            peak = max(asyncio.run(capacity(address, contents, seconds=4)) for _ in range(3))
+            yield {"kind": "peak", "contestant": contestant.name, "rate": round(peak, 1)}
+            for times in OVER:
+                found = asyncio.run(
+                    at_rate(address, contents, rate=times * peak, seconds=seconds or 30, seed=int(times), recovery=True)
+                )
+                yield {
+                    "kind": "overload",
+                    "contestant": contestant.name,
+                    "times": times,
+                    "peak": round(peak, 1),
+                    **found,
+                }
 
 
-async def until_idle(client: httpx.AsyncClient, texts: list[str], idle: float, ended: float) -> float | None:
-    """Seconds since `ended` until ten lone requests take at most half more than before; None if not within 15."""
-    while time.perf_counter() - ended < 15:
-        if await lone(client, texts) <= 1.5 * idle:
-            return round(time.perf_counter() - ended, 2)
-    return None
+def run_ready(those: Sequence[Contestant], seconds: float | None, repeats: int) -> Iterator[Mapping[str, Any]]:
+    """The first start of a contestant is not counted: it fills the page cache, and OpenVINO's own."""
+    for contestant in those[:3]:
+        for repeat in range(-1, max(3, repeats)):
+            with running(contestant) as (_, took):
+                pass
+            if repeat >= 0:
+                yield {"kind": "ready", "contestant": contestant.name, "repeat": repeat, "seconds": round(took, 2)}
 
 
-def quantile(values: list[float], share: float) -> float:
-    return values[min(len(values) - 1, int(share * len(values)))] if values else float("nan")
+PARTS = {"speed": run_speed, "overload": run_overload, "ready": run_ready}
+
+
+def read() -> list[dict[str, Any]]:
+    return [json.loads(line) for line in RECORDS.read_text(encoding="utf-8").splitlines()] if RECORDS.exists() else []
+
+
+def replace(part: str, records: Iterable[Mapping[str, Any]]) -> None:
+    """A part's records take the place of its older ones."""
+    kept = [record for record in read() if record["part"] != part]
+    lines = [json.dumps(record) for record in (*kept, *records)]
+    RECORDS.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import pytest
 import warmstart as ws
 from support.serving import eventually, numpy_pipeline, wait_ready
 from warmstart.serving.limits import Limits
+from warmstart.serving.refusal import overloaded
 from warmstart.serving.server import Server
 
 KEY = "a-key-of-thirty-two-characters-x"
@@ -246,9 +247,10 @@ def test_h64_every_route_and_method_but_the_probes_needs_a_key(locked: Server, m
         {"authorization": "Basic dXNlcjp3cm9uZw=="},
     ]  # fmt: skip
     with httpx.Client(base_url=locked.url, timeout=10, trust_env=False) as client:
-        paths = [path.replace("{model}", "reviews") for path in client.get(
-            "/openapi.json", headers={"x-api-key": KEY}).json()["paths"]]  # fmt: skip
-        for path in [*paths, "/", "/playground.js", "/metrics", "/openapi.json", "/nowhere", "/livez/"]:
+        routes = [route.path for route in locked.service.routes]
+        assert len(routes) > 12 and {"/metrics", "/openapi.json", "/"} <= set(routes)
+        paths = [path.replace("{model}", "reviews") for path in routes]
+        for path in [*paths, "/nowhere", "/livez/"]:
             for headers in bad:
                 status = client.request(method, path, headers=headers).status_code
                 assert (status == 401) == (path not in ("/livez", "/readyz")), (path, headers)
@@ -304,3 +306,36 @@ def test_h58_every_thread_of_connections_is_closed_again(server: Server, client:
     assert client.get("/livez").status_code == 200
     held = server._uvicorn.server_state.connections
     assert eventually(lambda: len(held) <= 10, seconds=6)
+
+
+def test_h68_what_is_refused_unparsed_has_passed_the_gate_before(locked: Server) -> None:
+    """Refused quickly is what was refused a moment ago, byte for byte: another key, host or method is looked at."""
+    shedder, served = locked.service.shedder, locked.service.models.served["reviews"]
+    body = b'"good"'
+    head = f"POST {PATH} HTTP/1.1\r\nHost: localhost\r\nX-API-Key: {KEY}\r\nContent-Length: 6\r\n\r\n".encode()
+    scope = {"method": "POST", "path": PATH, "headers": [(b"content-length", b"6")], "warmstart.route": "/r"}
+
+    def full(client: str) -> None:
+        assert client == "key 1"
+        raise overloaded(7)
+
+    shedder.remember("127.0.0.1", head + body, scope, served, "key 1")
+    assert shedder.answer("127.0.0.1", head + body) is None  # there is room
+    room, served.check_room = served.check_room, full  # type: ignore[method-assign]
+    try:
+        answer = shedder.answer("127.0.0.1", head + body)
+        assert answer is not None and answer.startswith(b"HTTP/1.1 429 Too Many Requests\r\nretry-after: 7\r\n")
+        top, _, content = answer.partition(b"\r\n\r\n")
+        told = json.loads(content)["error"]
+        assert told["code"] == "queue-full" and f"x-request-id: {told['request_id']}".encode() in top
+        assert f"content-length: {len(content)}".encode() in top and b"nosniff" in top
+        with httpx.Client(base_url=locked.url, timeout=10, trust_env=False) as client:
+            assert client.post(PATH, json="good").status_code == 401
+        for other in (
+            head.replace(KEY.encode(), b"another-key-of-some-length") + body, head.replace(b"POST", b"PUT ") + body,
+            head.replace(b"localhost", b"elsewhere") + body, head + body + b"GET /", head + body[:-1], head, b"",
+        ):  # fmt: skip
+            assert shedder.answer("127.0.0.1", other) is None
+        assert shedder.answer("127.0.0.2", head + body) is None
+    finally:
+        served.check_room = room  # type: ignore[method-assign]

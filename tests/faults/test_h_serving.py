@@ -123,6 +123,27 @@ def test_h68_under_many_times_its_capacity_every_answer_is_200_or_429_and_none_i
         assert client.post(PATH, json="good").status_code == 200
 
 
+def test_h68_a_wait_longer_than_the_server_grants_is_429_at_once_and_again_unparsed(pipe: ws.Pipeline) -> None:
+    with gated(pipe, Limits(batch_tokens=20, queue_seconds=0.0)) as (server, client, gate):
+        gate.opened.clear()
+        accepted = [send(server, 1)]
+        assert gate.entered.wait(5)
+        accepted.append(send(server, 1))
+        assert eventually(lambda: metric(client, "warmstart_queue_tokens") == 10)
+        answers = [client.post(PATH, json=TEN) for _ in range(6)]
+        assert {answer.status_code for answer in answers} == {429}
+        assert len({answer.headers["x-request-id"] for answer in answers}) == 6
+        assert server.service.shedder.refused >= 5  # on one connection, without being parsed
+        assert client.get("/readyz").status_code == 503  # the model answers nobody; the connection lives on
+        counted = 'warmstart_requests_total{method="POST",route="/v1/predict/{model}",status="429"}'
+        assert metric(client, counted) == 6
+        gate.opened.set()
+        assert [one.recv(12) for one in accepted] == [b"HTTP/1.1 200"] * 2
+        for one in accepted:
+            one.close()
+        assert client.post(PATH, json=TEN).status_code == 200
+
+
 def test_h69_a_deadline_that_passed_is_504_and_nothing_is_run(pipe: ws.Pipeline) -> None:
     with gated(pipe, Limits(batch_tokens=20)) as (server, client, gate):
         for given in ("0", "-5"):

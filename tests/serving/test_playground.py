@@ -36,13 +36,14 @@ def test_the_list_of_models_says_what_to_fill_in(client: httpx.Client) -> None:
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed: the page is not opened in a browser")
-def test_a_browser_shows_the_page_and_a_links_prediction_as_bars(tmp_path: Path) -> None:
+@pytest.mark.parametrize("size", ["390,844", "1280,900"], ids=["phone", "desktop"])
+def test_a_browser_shows_the_page_and_a_links_prediction_as_bars(size: str, tmp_path: Path) -> None:
     assert CHROMIUM is not None
     pipe = numpy_pipeline()
     text = "good <script>document.title='owned'</script> film"
     with Server({"reviews": pipe}, port=0) as server:
         wait_ready(server.url)
-        shown, said = _opened(f"{server.url}/#text={quote(text)}", tmp_path)
+        shown, said = _opened(f"{server.url}/#text={quote(text)}", tmp_path, size)
     assert 'id="field-text"' in shown and 'id="field-text_pair"' in shown
     assert "reviews · text-classification" in shown
     expected = sorted(pipe(text).scores.items(), key=lambda item: -item[1])
@@ -52,11 +53,11 @@ def test_a_browser_shows_the_page_and_a_links_prediction_as_bars(tmp_path: Path)
     assert "Content Security Policy" not in said and "Uncaught" not in said
 
 
-def _opened(url: str, home: Path) -> tuple[str, str]:
+def _opened(url: str, home: Path, size: str) -> tuple[str, str]:
     """The page's elements once it is quiet, and what the browser complained of."""
     command = [
         str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
-        f"--user-data-dir={home}", "--window-size=390,844", "--virtual-time-budget=4000", "--enable-logging=stderr",
+        f"--user-data-dir={home}", f"--window-size={size}", "--virtual-time-budget=4000", "--enable-logging=stderr",
         "--dump-dom", url,
     ]  # fmt: skip
     environment = {**os.environ, "HOME": str(home)}

@@ -142,16 +142,22 @@ def test_text_embeddings_inference_refuses_a_long_text_unless_it_may_be_cut(clie
         assert client.post(path, json={"inputs": long, "truncate": True}).status_code == 200
 
 
-def test_openapi_describes_every_route_and_its_own_answers(client: httpx.Client) -> None:
+def test_openapi_describes_every_route_and_its_own_answers(server: Server, client: httpx.Client) -> None:
     page = client.get("/openapi.json").json()
-    assert {"/v1/predict/{model}", "/v1/embeddings", "/v1/models", "/embed", "/predict", "/info", "/readyz"} <= set(
-        page["paths"]
-    )
-    predict = page["paths"]["/v1/predict/{model}"]["post"]
-    assert predict["parameters"][0]["schema"]["enum"] == ["embed", "reviews"]
-    schemas = predict["responses"]["200"]["content"]["application/json"]["schema"]["anyOf"]
-    answer = client.post("/v1/predict/reviews", json="good").json()
-    assert any(set(schema.get("properties", {})) == set(answer) for schema in schemas)
+    routes = {
+        path
+        for route in server.service.routes
+        for path in ([route.path.replace("{model}", name) for name in ("reviews", "embed")])
+        if route.path != "/v1/models/{model}"
+    }
+    assert set(page["paths"]) == routes | {"/v1/models/{model}"}
+    for path, text in (("/v1/predict/reviews", True), ("/v1/predict/embed", False)):
+        post = page["paths"][path]["post"]
+        schemas = post["responses"]["200"]["content"]["application/json"]["schema"]["anyOf"]
+        answer = client.post(path, json="good").json()
+        assert [set(one.get("properties", {})) == set(answer) for one in schemas] == [True, False]
+        assert ("label" in answer) == text
+        assert {"400", "403", "413", "415", "422", "429", "500", "503", "504"} <= set(post["responses"])
 
 
 def test_metrics_count_what_was_done(client: httpx.Client) -> None:

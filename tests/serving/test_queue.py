@@ -86,6 +86,30 @@ def test_beyond_its_tokens_it_takes_nothing_but_what_may_go_beyond() -> None:
     assert waiting.tokens == 103
 
 
+def test_whoever_fills_the_queue_locks_no_other_client_out() -> None:
+    waiting, _ = queue(5_000)
+    waiting.put(job("large", 5_000))
+    with pytest.raises(QueueFullError):
+        waiting.put(job("large", 1))
+    with pytest.raises(QueueFullError):
+        waiting.put(job("small", 1_025))
+    waiting.put(job("small", 1_024))
+    with pytest.raises(QueueFullError):
+        waiting.put(job("small", 1))
+
+
+def test_what_is_ahead_of_a_client_is_its_own_and_as_much_of_each_other() -> None:
+    waiting, _ = queue()
+    assert waiting.ahead("a") == 0
+    large, small = job("large", *[10] * 100), job("small", 30)
+    waiting.put(large)
+    waiting.put(small)
+    assert (waiting.ahead("large"), waiting.ahead("small"), waiting.ahead("new")) == (1_030, 60, 0)
+    small.future.cancel()
+    large.future.cancel()
+    assert waiting.ahead("large") == waiting.ahead("small") == 0
+
+
 def test_a_departed_job_gives_its_tokens_back_at_once_and_is_not_drawn() -> None:
     waiting, told = queue()
     gone, there = job("a", 10, 20, 30), job("b", 5)

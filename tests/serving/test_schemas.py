@@ -37,7 +37,7 @@ def test_a_server_of_any_task_describes_itself(name: str) -> None:
     assert json.loads(json.dumps(page)) == page
     assert ("/v1/embeddings" in page["paths"]) == ("/embed" in page["paths"]) == (name == "sentence-embedding")
     assert ("/predict" in page["paths"]) == (name == "text-classification")
-    row = page["paths"]["/v1/predict/{model}"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    row = page["paths"][f"/v1/predict/{name}"]["post"]["requestBody"]["content"]["application/json"]["schema"]
     fields = {field.name for field in task.fields if not field.target}
     shapes = [shape for shape in _objects(row) if shape["properties"].keys() == fields]
     assert shapes and not shapes[0]["additionalProperties"]

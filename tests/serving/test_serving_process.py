@@ -4,66 +4,24 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
 import pytest
 
 import warmstart as ws
-from support.serving import eventually, numpy_pipeline, wait_ready
+from support.serving import KEY, LIGHT, eventually, numpy_pipeline, serving
 from warmstart.cli.main import run
 from warmstart.errors import UsageError
 from warmstart.serving.server import served_name
 from warmstart.tasks import as_dict
 
 TEXTS = ["I love this film, it is wonderful and warm.", "A dull, tired plot.", "bad", "naïve 日本語"]
-
-
-# A server in a process of its own, without torch: what signals do is the same for every model.
-LIGHT = """
-import logging, sys
-import warmstart as ws
-from support.serving import numpy_pipeline
-logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-ws.serve(numpy_pipeline(), port=0, api_keys=sys.argv[1:])
-"""
-KEY = "a-key-of-some-length"
-
-
-@contextmanager
-def serving(command: Sequence[object]) -> Iterator[tuple[subprocess.Popen[bytes], str, list[str]]]:
-    """A ready server's process, its URL, and the lines of its stderr as they come."""
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
-    arguments = [sys.executable, *map(str, command)]
-    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
-    lines: list[str] = []
-    assert process.stderr is not None and process.stdout is not None
-    reading = threading.Thread(target=lambda: lines.extend(str(line, "utf-8") for line in process.stderr or ()))
-    reading.start()
-    try:
-        until = time.monotonic() + 60
-        while not (found := re.search(r"http://[\d.]+:\d+", "".join(lines))):
-            assert process.poll() is None and time.monotonic() < until, lines
-            time.sleep(0.05)
-        wait_ready(found.group())
-        yield process, found.group(), lines
-    finally:
-        process.kill()
-        process.wait(10)
-        reading.join(10)
-        printed = process.stdout.read()
-        process.stdout.close()
-        process.stderr.close()
-    assert printed == b""  # stdout is for results, of which a server has none
 
 
 def test_command_line_library_and_http_give_the_same(

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import re
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -15,6 +21,7 @@ import tokenizers
 import warmstart as ws
 from warmstart.engine import Runtime
 from warmstart.features import Array, Batch
+from warmstart.tasks.sentence_embedding import Embedding
 from warmstart.tasks.text_classification import TextClassification
 from warmstart.tokenization import Tokenizer
 
@@ -44,6 +51,22 @@ def numpy_pipeline() -> ws.Pipeline:
     tokenizer = Tokenizer.from_json(rust.to_str(), limit=128, unknown="[UNK]")
     task = TextClassification(tokenizer, labels=("NEGATIVE", "POSITIVE"))
     return ws.Pipeline(model=None, tokenizer=tokenizer, task=task, runtime=Arithmetic(), name="reviews")
+
+
+@dataclasses.dataclass(frozen=True)
+class ArithmeticVectors(Arithmetic):
+    """A runtime that computes a vector of four numbers."""
+
+    def run(self, batch: Batch) -> dict[str, Array]:
+        logits = super().run(batch)["logits"]
+        return {"embedding": np.concatenate([logits, np.ones_like(logits)], axis=1).astype(np.float32)}
+
+
+def numpy_embedder() -> ws.Pipeline:
+    """An embedder of the same tokenizer; no model, and nothing to load."""
+    light = numpy_pipeline()
+    task = Embedding(light.tokenizer)
+    return dataclasses.replace(light, task=task, runtime=ArithmeticVectors(), name="embed")
 
 
 @dataclasses.dataclass
@@ -109,3 +132,42 @@ def eventually(check: Callable[[], bool], seconds: float = 5.0) -> bool:
             return True
         time.sleep(0.01)
     return check()
+
+
+# A server in a process of its own, without torch: what signals do is the same for every model.
+LIGHT = """
+import logging, sys
+import warmstart as ws
+from support.serving import numpy_pipeline
+logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+ws.serve(numpy_pipeline(), port=0, api_keys=sys.argv[1:])
+"""
+KEY = "a-key-of-some-length"
+
+
+@contextmanager
+def serving(command: Sequence[object]) -> Iterator[tuple[subprocess.Popen[bytes], str, list[str]]]:
+    """A ready server's process, its URL, and the lines of its stderr as they come."""
+    paths = os.pathsep.join([str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": paths}
+    arguments = [sys.executable, *map(str, command)]
+    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
+    lines: list[str] = []
+    assert process.stderr is not None and process.stdout is not None
+    reading = threading.Thread(target=lambda: lines.extend(str(line, "utf-8") for line in process.stderr or ()))
+    reading.start()
+    try:
+        until = time.monotonic() + 60
+        while not (found := re.search(r"http://[\d.]+:\d+", "".join(lines))):
+            assert process.poll() is None and time.monotonic() < until, lines
+            time.sleep(0.05)
+        wait_ready(found.group())
+        yield process, found.group(), lines
+    finally:
+        process.kill()
+        process.wait(10)
+        reading.join(10)
+        printed = process.stdout.read()
+        process.stdout.close()
+        process.stderr.close()
+    assert printed == b""  # stdout is for results, of which a server has none

@@ -6,7 +6,6 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from typing import Any
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -17,6 +16,7 @@ from warmstart.pipeline import Pipeline
 from warmstart.serving import playground
 from warmstart.serving.access import PROBES, Access
 from warmstart.serving.body import DepartedError, Receive, parse_json, read_body
+from warmstart.serving.connection import CONNECTION
 from warmstart.serving.endpoint import Answer, Call, Endpoint
 from warmstart.serving.gate import App, Gate, Scope, Send, to_json
 from warmstart.serving.lifecycle import Lifecycle
@@ -25,10 +25,10 @@ from warmstart.serving.metrics import CONTENT_TYPE, Metrics
 from warmstart.serving.models import Models
 from warmstart.serving.protocols import huggingface, native, openai, tei
 from warmstart.serving.refusal import Refusal, unavailable
-from warmstart.serving.schemas import TEXT, described, record
+from warmstart.serving.schemas import LONGEST_DEADLINE, TEXT, described, record
+from warmstart.serving.shedding import Shedder
 
 _DEADLINE = "x-timeout-ms"
-_LONGEST_DEADLINE = 3_600_000
 
 
 class Service:
@@ -41,15 +41,18 @@ class Service:
         self.lifecycle = Lifecycle(self.models)
         self._deadlines = limits.request_seconds
         endpoints = self._endpoints()
-        self._openapi = to_json(described(endpoints, self.models, keys=bool(access.keys)))
-        routes = [
+        pages = {"/metrics": "text/plain", "/openapi.json": "application/json", **playground.KINDS}
+        self._openapi = to_json(described(endpoints, self.models, pages=pages, keys=bool(access.keys)))
+        self.routes = [
             *(Route(one.path, self._route(one), methods=[one.method]) for one in endpoints),
             Route("/metrics", _named("/metrics", self._metrics), methods=["GET"]),
             Route("/openapi.json", _named("/openapi.json", self._describe), methods=["GET"]),
             *(Route(path, _named(path, playground.page(path)), methods=["GET"]) for path in playground.PATHS),
         ]
-        self._router = Router(routes, redirect_slashes=False, lifespan=self._lifespan)
-        self.app: App = Gate(self._routed, access, self.metrics, header_bytes=limits.header_bytes)
+        self._router = Router(self.routes, redirect_slashes=False, lifespan=self._lifespan)
+        gate = Gate(self._routed, access, self.metrics, header_bytes=limits.header_bytes)
+        self.app: App = gate
+        self.shedder = Shedder(gate, draining=lambda: self.lifecycle.draining)
 
     def _endpoints(self) -> Sequence[Endpoint]:
         status = record({"status": TEXT})
@@ -106,8 +109,15 @@ class Service:
 
     def _check_room(self, request: Request) -> None:
         """Refuse before parsing, where the request names the one model it is for."""
-        if (served := self.models.served.get(request.path_params.get("model", ""))) is not None:
-            served.check_room()
+        if (served := self.models.served.get(request.path_params.get("model", ""))) is None:
+            return
+        client = request.scope["warmstart.client"]
+        try:
+            served.check_room(client)
+        except Refusal:
+            if (connection := request.scope.get("state", {}).get(CONNECTION)) is not None:
+                connection.was_refused(request.scope, served, client)
+            raise
 
     def _seconds(self, request: Request) -> float:
         """What the client grants, at most what the server does. Raises Refusal "deadline-malformed"."""
@@ -115,11 +125,10 @@ class Service:
         if given is None:
             return self._deadlines
         negative, digits = given.startswith("-"), given.removeprefix("-")
-        if not (digits.isascii() and digits.isdigit() and len(digits) <= 10):
-            what = "X-Timeout-Ms must be a whole number of milliseconds"
+        if not (digits.isascii() and digits.isdigit() and len(digits) <= 10 and int(digits) <= LONGEST_DEADLINE):
+            what = f"X-Timeout-Ms must be a whole number of milliseconds up to {LONGEST_DEADLINE:,}"
             raise Refusal(400, "deadline-malformed", what, where="X-Timeout-Ms")
-        milliseconds = -int(digits) if negative else min(int(digits), _LONGEST_DEADLINE)
-        return min(self._deadlines, milliseconds / 1000)
+        return min(self._deadlines, (-1 if negative else 1) * int(digits) / 1000)
 
     async def _metrics(self, request: Request) -> Response:
         return Response(self.metrics.text(), headers={"content-type": CONTENT_TYPE})
@@ -138,22 +147,29 @@ def _named(path: str, handle: Callable[[Request], Awaitable[Response]]) -> Calla
     return named
 
 
-async def _unless_departed(work: Any, receive: Receive) -> Answer:
+async def _unless_departed(work: Awaitable[Answer], receive: Receive) -> Answer:
     """The answer; cancels the work when the client leaves. Raises DepartedError."""
-    working = asyncio.ensure_future(work)
+    working = asyncio.current_task()
+    assert working is not None
+    left = False
+
+    def leave(_: asyncio.Task[None]) -> None:
+        nonlocal left
+        if not leaving.cancelled():
+            left = True
+            working.cancel()
+
     leaving = asyncio.ensure_future(_departure(receive))
+    leaving.add_done_callback(leave)
     try:
-        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
-        if working.done():
-            answer: Answer = working.result()
-            return answer
-        raise DepartedError
+        return await work
+    except asyncio.CancelledError:
+        if left and working.uncancel() == 0:
+            raise DepartedError from None
+        raise
     finally:
-        for task in (working, leaving):
-            if not task.done():
-                task.cancel()
-                with suppress(asyncio.CancelledError):
-                    await task
+        leaving.remove_done_callback(leave)
+        leaving.cancel()
 
 
 async def _departure(receive: Receive) -> None:

@@ -1,4 +1,5 @@
-"""What uvicorn's connections lack: a limit to how many are open, and to how long a request's headers may take."""
+"""What uvicorn's connections lack: a limit to how many are open, to how long a request's headers may take, and a way to
+refuse what need not be parsed."""
 
 from __future__ import annotations
 
@@ -8,8 +9,13 @@ from typing import Any
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from warmstart.serving.gate import Scope
 from warmstart.serving.limits import Limits
+from warmstart.serving.models import Served
+from warmstart.serving.shedding import Shedder
 
+# Where a request's ASGI scope holds its connection, in "state".
+CONNECTION = "warmstart.connection"
 _TIMED_OUT = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 _TOO_MANY = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 5\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 
@@ -20,12 +26,17 @@ class GuardedConnection(asyncio.Protocol):
     A time runs from when the connection opens, and from the first byte after each answer; bytes do not prolong it.
     """
 
-    def __init__(self, limits: Limits, config: Any, server_state: Any, app_state: Any, loop: Any) -> None:
-        self._limits, self._open = limits, server_state.connections
-        self._inner = H11Protocol(config=config, server_state=server_state, app_state=app_state, _loop=loop)
+    def __init__(
+        self, limits: Limits, shedder: Shedder, config: Any, server_state: Any, app_state: Any, loop: Any
+    ) -> None:
+        self._limits, self._shedder, self._open = limits, shedder, server_state.connections
+        state = {**app_state, CONNECTION: self}
+        self._inner = H11Protocol(config=config, server_state=server_state, app_state=state, _loop=loop)
         self._loop = self._inner.loop
         self._transport: Any = None
         self._refused = False
+        self._address = ""
+        self._first = b""  # what came first of the request that is being answered
         self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
@@ -35,17 +46,36 @@ class GuardedConnection(asyncio.Protocol):
             transport.write(_TOO_MANY)
             transport.close()
             return
+        self._address = (transport.get_extra_info("peername") or ("unknown",))[0]
         self._inner.connection_made(transport)
         self._wait_for_headers()
 
     def data_received(self, data: bytes) -> None:
         if self._refused:
             return
+        if self._between():
+            if (answer := self._shedder.answer(self._address, data)) is not None:
+                self._transport.write(answer)
+                self._stop_waiting()
+                self._inner.on_response_complete()  # it counts the request, and lets the connection live on
+                return
+            self._first = data
         self._inner.data_received(data)
         if self._inner.conn.their_state is not h11.IDLE:
             self._stop_waiting()
         elif self._timer is None:
             self._wait_for_headers()
+
+    def was_refused(self, scope: Scope, served: Served, client: str) -> None:
+        """The request that came last found no room: those that are like it need not be parsed to be refused."""
+        self._shedder.remember(self._address, self._first, scope, served, client)
+
+    def _between(self) -> bool:
+        """Is no request being read or answered."""
+        connection = self._inner.conn
+        return (
+            connection.our_state is h11.IDLE and connection.their_state is h11.IDLE and not connection.trailing_data[0]
+        )
 
     def eof_received(self) -> None:
         if not self._refused:

@@ -61,7 +61,8 @@ class Answer:
 
 @dataclass(frozen=True)
 class Endpoint:
-    """One method on one path, and its schemas for /openapi.json. `request` None: it reads no body."""
+    """One method on one path, and its schemas for /openapi.json. `request` None: it reads no body. Where they differ by
+    the model in the path, `by_model` has them, (request, response) by its name."""
 
     method: str
     path: str  # as Starlette writes places: /v1/predict/{model}
@@ -70,6 +71,7 @@ class Endpoint:
     response: Schema
     request: Schema | None = None
     places: tuple[str, ...] = field(default=())  # the names in the path
+    by_model: Mapping[str, tuple[Schema, Schema]] = field(default_factory=dict)
 
 
 def parameter_unsupported(name: str, what: str) -> Refusal:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import re
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from http import HTTPStatus
 from typing import Any
 
 import orjson
@@ -41,6 +43,8 @@ class Gate:
 
     def __init__(self, app: App, access: Access, metrics: Metrics, *, header_bytes: int) -> None:
         self._app, self._access, self._metrics, self._header_bytes = app, access, metrics, header_bytes
+        # An id is the server's part and a count: random bits for each would cost a system call.
+        self._part, self._count = secrets.token_hex(4), itertools.count(1)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -52,7 +56,7 @@ class Gate:
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = time.monotonic()
-        request_id = _request_id(scope)
+        request_id = _own_id(scope) or self._new_id()
         status, sent = 0, 0
 
         async def answering(message: Message) -> None:
@@ -85,6 +89,20 @@ class Gate:
                 await respond(answering, refusal.status, refusal.body(request_id), refusal.headers)
         finally:
             self._record(scope, request_id, status, sent, time.monotonic() - started)
+
+    def refused(self, refusal: Refusal, scope: Scope, started: float) -> bytes:
+        """The whole answer to a request that passed the gate before and is like `scope`, counted and logged as any."""
+        request_id = self._new_id()
+        content = to_json(refusal.body(request_id))
+        headers = [(name.lower().encode(), value.encode()) for name, value in refusal.headers.items()]
+        headers += [(b"content-type", b"application/json"), (b"content-length", str(len(content)).encode())]
+        lines = [name + b": " + value for name, value in _with_always(headers, request_id)]
+        reason = HTTPStatus(refusal.status).phrase.encode()
+        self._record(scope, request_id, refusal.status, len(content), time.monotonic() - started)
+        return b"\r\n".join([b"HTTP/1.1 %d %s" % (refusal.status, reason), *lines, b"", content])
+
+    def _new_id(self) -> str:
+        return f"{self._part}{next(self._count):08x}"
 
     def _record(self, scope: Scope, request_id: str, status: int, sent: int, seconds: float) -> None:
         # The route and not the path, a known method or none: what strangers send must not make metrics grow.
@@ -130,12 +148,12 @@ def to_json(value: Any) -> bytes:
         return json.dumps(value, allow_nan=False).encode("ascii")
 
 
-def _request_id(scope: Scope) -> str:
-    """The client's own id, where it is a plain one; else a new one."""
+def _own_id(scope: Scope) -> str | None:
+    """The client's own id, where it is a plain one."""
     for name, value in scope["headers"]:
         if name == b"x-request-id" and _ID.fullmatch(value):
             return str(value, "ascii")
-    return secrets.token_hex(8)
+    return None
 
 
 def _with_always(headers: list[tuple[bytes, bytes]], request_id: str) -> list[tuple[bytes, bytes]]:

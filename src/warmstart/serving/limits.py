@@ -16,6 +16,7 @@ class Limits:
 
     batch_tokens: int = MAX_TOKENS  # padded tokens a batch may hold; never more than is quickest for the runtime
     queue_tokens: int = 131_072  # tokens that may wait for one model; beyond it a request is answered with 429
+    queue_seconds: float = 2.0  # that a client's new request would wait for what waits; beyond it the same answer
     body_bytes: int = 2 << 20  # of a request
     rows: int = 1_024  # in a request
     header_bytes: int = 16 << 10  # of a request, all its headers together

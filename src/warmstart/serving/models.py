@@ -79,9 +79,11 @@ class Served:
                 )
         return rows
 
-    def check_room(self) -> None:
-        """Raises Refusal "queue-full" while nothing more may wait: before a body is parsed, it costs least."""
-        if self._queue.full:
+    def check_room(self, client: str) -> None:
+        """Raises Refusal "queue-full" while nothing more of this client may wait: before a body is parsed, it costs
+        least."""
+        ahead = self._queue.ahead(client)
+        if ahead and (self._queue.full or self._worker.seconds(ahead) > self.limits.queue_seconds):
             raise overloaded(self._retry_after())
 
     async def predict(self, rows: Sequence[Row], *, client: str, deadline: float) -> list[Any]:
@@ -94,6 +96,7 @@ class Served:
             return []
         if time.monotonic() >= deadline:
             raise too_late("the deadline had passed when the request came")
+        self.check_room(client)
         job = await self._encoded(rows, client=client, deadline=deadline)
         return await self._answer(job)
 
@@ -163,7 +166,7 @@ class Served:
         return unavailable("the server is stopping", code="stopping")
 
     def _retry_after(self) -> int:
-        return max(1, min(60, math.ceil(self._worker.seconds_waiting())))
+        return max(1, min(60, math.ceil(self._worker.seconds(self._queue.tokens))))
 
 
 class Models:

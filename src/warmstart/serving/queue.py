@@ -23,6 +23,8 @@ from warmstart.serving.refusal import too_late
 
 # Tokens after which a client's next request has its turn.
 _TURN = 256
+# Tokens of a client with nothing waiting that find room where others fill the queue: who fills it locks nobody out.
+_RESERVED = 1024
 
 
 @dataclass(eq=False)
@@ -76,6 +78,7 @@ class _Client:
     jobs: deque[Job] = field(default_factory=deque)
     served: float = 0.0
     turn: int = _TURN
+    tokens: int = 0  # that wait
 
 
 class QueueFullError(Exception):
@@ -110,20 +113,28 @@ class FairQueue:
     def full(self) -> bool:
         return self._tokens >= self.most_tokens
 
+    def ahead(self, client: str) -> int:
+        """Tokens that are run before those of a new job of this client: its own, as many of each other, at most all."""
+        found = self._clients.get(client)
+        return 0 if found is None else min(self._tokens, found.tokens * len(self._clients))
+
     def put(self, job: Job, *, beyond: bool = False) -> None:
-        """Raises QueueFullError where its tokens would be too many, unless `beyond`; QueueClosedError after `close`."""
+        """Raises QueueFullError where its tokens would be too many, unless `beyond` or a small job of a client with
+        nothing waiting; QueueClosedError after `close`."""
         tokens = job.waiting_tokens()
         with self._changed:
             if self._closed:
                 raise QueueClosedError
-            if not beyond and self._tokens + tokens > self.most_tokens:
-                raise QueueFullError
             client = self._clients.get(job.client)
+            room = beyond or (client is None and tokens <= _RESERVED <= self.most_tokens)
+            if not room and self._tokens + tokens > self.most_tokens:
+                raise QueueFullError
             if client is None:
                 client = self._clients[job.client] = _Client(served=self._clock)
                 heapq.heappush(self._heap, (client.served, next(self._order), job.client))
             job.waiting_since = time.monotonic()
             client.jobs.append(job)
+            client.tokens += tokens
             self._tokens += tokens
             self._changed.notify()
         job.future.add_done_callback(lambda _: self._forget(job))
@@ -166,6 +177,7 @@ class FairQueue:
         piece = None
         if why := _useless(job):
             self._tokens -= job.waiting_tokens()
+            client.tokens -= job.waiting_tokens()
             job.taken = len(job.features)
             dropped.append((job, why))
         else:
@@ -173,6 +185,7 @@ class FairQueue:
             length = piece.feature.length
             job.taken += 1
             self._tokens -= length
+            client.tokens -= length
             client.served += length
             client.turn -= length
         if job.taken == len(job.features):
@@ -192,6 +205,7 @@ class FairQueue:
         with self._changed:
             if job.taken < len(job.features):
                 self._tokens -= job.waiting_tokens()
+                self._clients[job.client].tokens -= job.waiting_tokens()
                 job.features = job.features[: job.taken]
                 # Its turn comes with nothing to draw: `_next` finds it useless.
 

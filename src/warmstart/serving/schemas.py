@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, get_type_hints
 
 from pydantic import TypeAdapter
 
 import warmstart
+from warmstart.serving.access import PROBES
 from warmstart.serving.endpoint import Endpoint, Schema
-from warmstart.serving.models import Models, Served
+from warmstart.serving.models import Models
 from warmstart.tasks import Task, prediction_fields
 
 TEXT: Schema = {"type": "string"}
+LONGEST_DEADLINE = 3_600_000  # of X-Timeout-Ms
+# Why an operation has no answer, by its status.
+_REFUSALS = {
+    "400": "malformed", "403": "a host or an origin that may not ask", "431": "too large headers",
+    "500": "the server failed", "503": "starting, stopping, or without its worker",
+}  # fmt: skip
+_REFUSALS_OF_BODIES = {
+    "408": "the body did not come in time", "413": "too large", "415": "not JSON",
+    "422": "a field or a row that cannot be taken", "429": "no room in the queue; see Retry-After",
+    "504": "the answer was not there in time",
+}  # fmt: skip
 ERROR: Schema = {
     "type": "object",
     "required": ["error"],
@@ -63,11 +76,26 @@ def one_or_more(of: Schema, *, most: int) -> Schema:
     return {"anyOf": [of, array(of, most=most)]}
 
 
-def described(endpoints: Iterable[Endpoint], models: Models, *, keys: bool) -> dict[str, Any]:
-    """The OpenAPI 3.1 description of a server."""
+def described(
+    endpoints: Iterable[Endpoint], models: Models, *, pages: Mapping[str, str] = {}, keys: bool
+) -> dict[str, Any]:
+    """The OpenAPI 3.1 description of a server. `pages`: content types of what else is got, by path. Where a model's
+    name stands in a path and the schemas are its own, the path is described once for each model."""
     paths: dict[str, dict[str, Any]] = {}
     for endpoint in endpoints:
-        paths.setdefault(endpoint.path, {})[endpoint.method.lower()] = _operation(endpoint, models)
+        method = endpoint.method.lower()
+        if not endpoint.by_model:
+            paths.setdefault(endpoint.path, {})[method] = _operation(endpoint, models, keys=keys)
+        for name, (request, response) in endpoint.by_model.items():
+            path = endpoint.path.replace("{model}", name)
+            one = replace(endpoint, path=path, places=(), request=request, response=response)
+            paths.setdefault(path, {})[method] = _operation(one, models, keys=keys)
+    for path, kind in pages.items():
+        schema = {"schema": TEXT if kind.startswith("text/") else {}}
+        paths.setdefault(path, {})["get"] = {
+            "operationId": f"get {path}",
+            "responses": {"200": {"description": "the file", "content": {kind: schema}}, **_refusals(False, keys)},
+        }
     schemes = {
         "bearer": {"type": "http", "scheme": "bearer"},
         "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
@@ -80,30 +108,36 @@ def described(endpoints: Iterable[Endpoint], models: Models, *, keys: bool) -> d
     } | ({"security": [{"bearer": []}, {"key": []}]} if keys else {})
 
 
-def _operation(endpoint: Endpoint, models: Models) -> dict[str, Any]:
+def _refusals(reads_body: bool, keys: bool) -> dict[str, Any]:
     error = {"content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}}
+    found = _REFUSALS | (_REFUSALS_OF_BODIES if reads_body else {}) | ({"401": "no valid API key"} if keys else {})
+    return {status: {"description": why, **error} for status, why in sorted(found.items())}
+
+
+def _operation(endpoint: Endpoint, models: Models, *, keys: bool) -> dict[str, Any]:
+    reads_body = endpoint.request is not None
+    answer = {"description": "the answer", "content": {"application/json": {"schema": dict(endpoint.response)}}}
+    responses = {"200": answer, **_refusals(reads_body, keys)}
     operation: dict[str, Any] = {
         "summary": endpoint.summary,
         "operationId": f"{endpoint.method.lower()} {endpoint.path}",
-        "responses": {
-            "200": {
-                "description": "the answer",
-                "content": {"application/json": {"schema": dict(endpoint.response)}},
-            },
-            "default": {"description": "why there is none", **error},
-        },
-    }
-    if endpoint.places:
-        operation["parameters"] = [
+        "responses": responses,
+        "parameters": [
             {"name": name, "in": "path", "required": True, "schema": _place(name, models)} for name in endpoint.places
-        ]
+        ],
+    }
+    if endpoint.places or "model" in (endpoint.request or {}).get("properties", {}):
+        responses["404"] = {**responses["400"], "description": "no such model, or none that does this"}
+    if endpoint.path in PROBES and keys:
+        del responses["401"]
+        operation["security"] = []
     if endpoint.request is not None:
-        operation.setdefault("parameters", []).append(
+        operation["parameters"].append(
             {
                 "name": "X-Timeout-Ms",
                 "in": "header",
                 "description": "milliseconds from now after which the answer is of no use",
-                "schema": {"type": "integer", "minimum": 1, "maximum": 3_600_000},
+                "schema": {"type": "integer", "minimum": 1, "maximum": LONGEST_DEADLINE},
             }
         )
         operation["requestBody"] = {
@@ -124,8 +158,3 @@ def any_of(schemas: Iterable[Schema]) -> Schema:
         if schema not in found:
             found.append(schema)
     return found[0] if len(found) == 1 else {"anyOf": found}
-
-
-def rows_of(models: Iterable[Served]) -> Schema:
-    """One row or a list, of any of the models."""
-    return any_of(one_or_more(row_schema(served.task), most=served.limits.rows) for served in models)

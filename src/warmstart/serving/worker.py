@@ -21,6 +21,8 @@ log = logging.getLogger("warmstart")
 
 # How much the latest draw counts in the estimate of tokens a second, and where the estimate begins.
 _NEWEST, _FIRST_RATE = 0.2, 5_000.0
+# Seconds of work in a draw, which whoever comes next must wait for; and the tokens that are drawn however slow it is.
+_DRAW_SECONDS, _SMALLEST_DRAW = 0.25, 512
 
 
 class Worker:
@@ -53,14 +55,14 @@ class Worker:
     def alive(self) -> bool:
         return self._thread.is_alive()
 
-    def seconds_waiting(self) -> float:
-        """How long what waits now will take."""
-        return self._queue.tokens / self._rate
+    def seconds(self, tokens: float) -> float:
+        """How long so many tokens take, by what was measured lately."""
+        return tokens / self._rate
 
     def _work(self) -> None:
         pieces: list[Piece] | None = []
         try:
-            while (pieces := self._queue.take(self._draw)) is not None:
+            while (pieces := self._queue.take(self._drawn_tokens())) is not None:
                 self._run_all(pieces)
         except BaseException as error:  # a thread's last words: whoever waits must not wait for ever
             log.critical("the worker of %s died: %r", self._name, error)
@@ -82,6 +84,9 @@ class Worker:
         if seconds := time.monotonic() - started:
             rate = sum(piece.feature.length for piece in pieces) / seconds
             self._rate += _NEWEST * (rate - self._rate)
+
+    def _drawn_tokens(self) -> int:
+        return min(self._draw, max(_SMALLEST_DRAW, int(_DRAW_SECONDS * self._rate)))
 
     def _run(self, batch: Sequence[Piece]) -> None:
         started = time.monotonic()

@@ -18,6 +18,7 @@ _FILES: Mapping[str, tuple[str, str]] = {
     "/playground.css": ("playground.css", "text/css; charset=utf-8"),
 }
 PATHS = tuple(_FILES)
+KINDS: Mapping[str, str] = {path: kind.partition(";")[0] for path, (_, kind) in _FILES.items()}
 
 
 def page(path: str) -> Callable[[Request], Awaitable[Response]]:

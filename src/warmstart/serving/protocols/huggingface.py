@@ -6,13 +6,13 @@ InferenceClient(model="http://127.0.0.1:8000/models/starter").text_classificatio
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from warmstart.serving.endpoint import Answer, Call, Endpoint, parameter_unsupported
+from warmstart.serving.endpoint import Answer, Call, Endpoint, Schema, parameter_unsupported
 from warmstart.serving.models import Models, Served
 from warmstart.serving.refusal import Refusal
-from warmstart.serving.schemas import any_of, array, one_or_more, record, row_schema
+from warmstart.serving.schemas import TEXT, any_of, array, one_or_more, record, row_schema
 from warmstart.tasks import as_dict
 
 # Parameters that ask for what we do in any case.
@@ -25,29 +25,49 @@ _HARMLESS: Mapping[str, tuple[Any, ...]] = {
 
 def endpoints(models: Models) -> Sequence[Endpoint]:
     """POST / for the first model, POST /models/{model} for any."""
-    served = list(models.served.values())
-    anything: dict[str, Any] = {}
+    first = next(iter(models.served.values()))
+    shapes = {name: _schemas(served) for name, served in models.served.items()}
+    summary = "Hugging Face's inference protocol"
+    request, response = shapes[first.name]
+    return [
+        Endpoint("POST", "/", _infer, summary, request=request, response=response),
+        Endpoint(
+            "POST", "/models/{model}", _infer, summary, request={}, response={}, places=("model",), by_model=shapes
+        ),
+    ]
 
-    def described(path: str, those: Sequence[Served], places: tuple[str, ...]) -> Endpoint:
-        inputs = any_of(one_or_more(row_schema(one.task), most=one.limits.rows) for one in those)
-        request = record({"inputs": inputs, "parameters": {"type": "object"}}, required=["inputs"])
-        summary = "Hugging Face's inference protocol"
-        response = any_of([array(anything), {"type": "object"}])
-        return Endpoint("POST", path, _infer, summary, request=request, response=response, places=places)
 
-    return [described("/", served[:1], ()), described("/models/{model}", served, ("model",))]
+def _schemas(served: Served) -> tuple[Schema, Schema]:
+    """Of a request to a model, and of its answer."""
+    shape = _shape(served)
+    inputs = one_or_more(row_schema(served.task), most=served.limits.rows)
+    parameters: dict[str, Schema] = {name: {"enum": [None, *values]} for name, values in _HARMLESS.items()}
+    parameters |= shape.parameters
+    request = record(
+        {
+            "inputs": inputs,
+            "parameters": {"anyOf": [record(parameters, required=()), {"type": "null"}]},
+            "options": {"enum": [None, {}]},
+        },
+        required=["inputs"],
+    )
+    return request, any_of([array({}), {"type": "object"}])
+
+
+def _shape(served: Served) -> _Shape:
+    return _SHAPES.get(served.task.name, _Shape(lambda prediction, _: as_dict(prediction)))
 
 
 async def _infer(call: Call) -> Answer:
     body = call.fields(required=("inputs",), optional=("parameters", "options"))
     named = call.path.get("model")
     served = next(iter(call.models.served.values())) if named is None else call.models.find(named)
-    parameters = body.get("parameters") or {}
+    parameters = {} if body.get("parameters") is None else body["parameters"]
     if not isinstance(parameters, dict):
         raise Refusal(422, "field-type", "'parameters' must be an object", where="parameters")
     if body.get("options"):
         raise parameter_unsupported("options", "there are no options: nothing is cached and the model is always loaded")
-    shape = _SHAPES.get(served.task.name, _Shape(lambda prediction, _: as_dict(prediction)))
+    shape = _shape(served)
     for name, value in parameters.items():
         if value is not None and name not in shape.parameters and value not in _HARMLESS.get(name, ()):
             raise parameter_unsupported(name, f"{served.task.name} takes no such parameter in a request")
@@ -64,7 +84,7 @@ class _Shape:
     """How a task's prediction is answered; the parameters it takes; what they put into a row."""
 
     answer: Callable[[Any, Mapping[str, Any]], Any]
-    parameters: tuple[str, ...] = ()
+    parameters: Mapping[str, Schema] = field(default_factory=dict)
     nested: bool = False
     row: Callable[[Any, Mapping[str, Any]], Any] = lambda item, _: item
 
@@ -98,12 +118,14 @@ def _with_candidates(item: Any, parameters: Mapping[str, Any]) -> Any:
     return {**item, "labels": labels} if isinstance(item, dict) else {"text": item, "labels": labels}
 
 
+_TOP: Schema = {"anyOf": [{"type": "integer", "minimum": 1}, {"type": "null"}]}
+_LABELS: Schema = {"anyOf": [TEXT, array(TEXT, most=1_000), {"type": "null"}]}
 _SHAPES: Mapping[str, _Shape] = {
-    "text-classification": _Shape(_classes, parameters=("top_k",), nested=True),
+    "text-classification": _Shape(_classes, parameters={"top_k": _TOP}, nested=True),
     "token-classification": _Shape(lambda prediction, _: [dict(entity) for entity in prediction.entities]),
     "question-answering": _Shape(_span),
     "sentence-embedding": _Shape(lambda prediction, _: prediction.embedding),
     "rerank": _Shape(lambda prediction, _: [dict(result) for result in prediction.results]),
     "fill-mask": _Shape(_masks),
-    "zero-shot-classification": _Shape(_zero_shot, parameters=("candidate_labels",), row=_with_candidates),
+    "zero-shot-classification": _Shape(_zero_shot, parameters={"candidate_labels": _LABELS}, row=_with_candidates),
 }

@@ -4,25 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from warmstart.serving.endpoint import Answer, Call, Endpoint
+from warmstart.serving.endpoint import Answer, Call, Endpoint, Schema
 from warmstart.serving.models import Models
-from warmstart.serving.schemas import any_of, array, prediction_schema, rows_of
+from warmstart.serving.schemas import any_of, array, one_or_more, prediction_schema, row_schema
 from warmstart.tasks import as_dict
 
 
 def endpoints(models: Models) -> Sequence[Endpoint]:
     """POST /v1/predict/{model}: `"a text"`, `{"text": …}`, or a list of either."""
-    served = list(models.served.values())
-    predictions = [prediction_schema(one.task.prediction) for one in served]
+    shapes = dict[str, tuple[Schema, Schema]]()
+    for name, served in models.served.items():
+        prediction = prediction_schema(served.task.prediction)
+        rows = one_or_more(row_schema(served.task), most=served.limits.rows)
+        shapes[name] = rows, any_of([prediction, array(prediction)])
     return [
         Endpoint(
             "POST",
             "/v1/predict/{model}",
             _predict,
             "Predictions for one row or a list of rows",
-            request=rows_of(served),
-            response=any_of([*predictions, *(array(one) for one in predictions)]),
+            request={},
+            response={},
             places=("model",),
+            by_model=shapes,
         )
     ]
 

@@ -1,0 +1,65 @@
+"""Saying no at a fraction of the cost of saying yes.
+
+A server that is asked for five times what it can do would spend much of its core on parsing what it refuses. So a
+request whose head, byte for byte, was refused for want of room a moment ago, from the same address, is refused again
+before it is parsed, while there still is no room. What its head was found to be (its host, its key, its route) it is
+found to be again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from warmstart.serving.gate import Gate, Scope
+from warmstart.serving.models import Served
+from warmstart.serving.refusal import Refusal
+
+_HEADS = 512  # that are remembered; each is smaller than the limit to headers
+_END = b"\r\n\r\n"
+
+
+@dataclass(frozen=True)
+class _Refused:
+    scope: Scope
+    served: Served
+    client: str
+    body: int  # bytes
+
+
+class Shedder:
+    """Heads of requests that were refused by `queue-full`, and the answers to more like them."""
+
+    def __init__(self, gate: Gate, *, draining: Callable[[], bool]) -> None:
+        self._gate, self._draining = gate, draining
+        self._heads: OrderedDict[tuple[str, bytes], _Refused] = OrderedDict()
+        self.refused = 0
+
+    def remember(self, address: str, content: bytes, scope: Scope, served: Served, client: str) -> None:
+        """`content`: what came of the request in one piece; it is of use only if that was all of it."""
+        end = content.find(_END) + len(_END)
+        lengths = [value for name, value in scope["headers"] if name == b"content-length"]
+        own = any(name in (b"x-request-id", b"transfer-encoding", b"connection") for name, _ in scope["headers"])
+        if end < len(_END) or own or len(lengths) != 1 or len(content) != end + int(lengths[0]):
+            return
+        self._heads[address, content[:end]] = _Refused(scope, served, client, int(lengths[0]))
+        while len(self._heads) > _HEADS:
+            self._heads.popitem(last=False)
+
+    def answer(self, address: str, content: bytes) -> bytes | None:
+        """The whole answer to a request that is refused so; None for any that must be looked at."""
+        if not self._heads or self._draining():
+            return None
+        started = time.monotonic()
+        end = content.find(_END) + len(_END)
+        known = self._heads.get((address, content[:end]))
+        if known is None or len(content) != end + known.body:
+            return None
+        try:
+            known.served.check_room(known.client)
+        except Refusal as refusal:
+            self.refused += 1
+            return self._gate.refused(refusal, known.scope, started)
+        return None

@@ -1,0 +1,101 @@
+"""Many requests and many ends: memory, descriptors and threads stay where they are, and nothing accepted is lost.
+
+`make soak`: 20,000 requests, and 20 times SIGTERM under load. Here fewer of both.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import numpy as np
+import psutil
+
+from support.serving import KEY, LIGHT, eventually, serving
+
+REQUESTS = int(os.environ.get("WARMSTART_SOAK", "1500"))
+STOPS = int(os.environ.get("WARMSTART_STOPS", "2"))
+CLIENTS, SAMPLES = 8, 20
+PATH = "/v1/predict/reviews"
+ROWS = ["a good film " * 3, "bad"]
+# What a thousand requests may add, in kB: a request that left a kilobyte behind would add as much.
+MOST_KB = 300.0
+
+
+def test_q98_memory_descriptors_and_threads_stay_where_they_are() -> None:
+    """The slope is that of the last three quarters of the run: at its beginning pools and caches fill."""
+    with serving(["-c", LIGHT, KEY]) as (process, url, _):
+        server = psutil.Process(process.pid)
+        samples: list[tuple[int, int, int, int]] = []  # requests, kB, descriptors, threads
+        with httpx.Client(base_url=url, headers={"x-api-key": KEY}, timeout=60, trust_env=False) as client:
+
+            def ask(number: int) -> int:
+                if number % 50 == 0:  # one that is refused, one that leaves, one on a connection of its own
+                    assert client.post(PATH, json=[]).status_code == 400
+                    with httpx.Client(base_url=url, headers={"x-api-key": KEY}, trust_env=False) as other:
+                        assert other.get("/metrics").status_code == 200
+                return client.post(PATH, json=ROWS[number % 2]).status_code
+
+            with ThreadPoolExecutor(CLIENTS) as pool:
+                for sample in range(SAMPLES):
+                    numbers = range(sample * REQUESTS // SAMPLES, (sample + 1) * REQUESTS // SAMPLES)
+                    assert set(pool.map(ask, numbers)) <= {200}
+                    memory = server.memory_info().rss // 1024
+                    samples.append((numbers.stop, memory, server.num_fds(), server.num_threads()))
+    done, memory, descriptors, threads = np.array(samples[SAMPLES // 4 :]).T
+    slope = 1000 * np.polyfit(done, memory, 1)[0]
+    print(f"{REQUESTS:,} requests: {slope:+.1f} kB a thousand, from {memory[0]:,} to {memory[-1]:,} kB,", end=" ")
+    print(f"descriptors {descriptors.min()} to {descriptors.max()}, threads {threads.min()} to {threads.max()}")
+    assert slope < MOST_KB * max(1.0, 5_000 / REQUESTS)  # a short run's slope is that of its noise
+    assert descriptors.max() - descriptors.min() <= CLIENTS + 2
+    assert threads.max() - threads.min() <= 2
+
+
+def test_h72_sigterm_under_load_loses_nothing_however_often() -> None:
+    answered = lost = 0
+    for _ in range(STOPS):
+        ours, theirs, broken = stopped_under_load()
+        answered += ours
+        lost += theirs - ours
+        assert theirs == ours and broken == 0
+    print(f"{STOPS} times SIGTERM under load: {answered:,} accepted and answered, {lost} lost")
+
+
+def stopped_under_load() -> tuple[int, int, int]:
+    """Answers that clients have; answers of the server's own log; answers that broke off in the middle."""
+    outcomes: list[int] = []
+    broken: list[Exception] = []
+    with serving(["-c", LIGHT, KEY]) as (process, url, lines):
+
+        def ask() -> None:
+            with httpx.Client(base_url=url, headers={"x-api-key": KEY}, timeout=60, trust_env=False) as client:
+                while True:
+                    try:
+                        answer = client.post(PATH, json=ROWS * 8)
+                    except httpx.ConnectError:  # it listens no more
+                        return
+                    except httpx.RemoteProtocolError as error:
+                        if "without sending a response" not in str(error):
+                            broken.append(error)
+                        return  # the connection was closed between two requests
+                    except httpx.TransportError:
+                        return
+                    assert answer.status_code != 200 or len(answer.json()) == 16
+                    outcomes.append(answer.status_code)
+
+        asking = [threading.Thread(target=ask) for _ in range(4)]
+        for thread in asking:
+            thread.start()
+        assert eventually(lambda: outcomes.count(200) >= 8, seconds=60)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+        for thread in asking:
+            thread.join(60)
+    assert set(outcomes) <= {200, 503} and outcomes.count(200) >= 8
+    # Whatever the server read and accepted stands in its log, with the status that it was answered with.
+    entries = [json.loads(line) for line in lines if line.startswith("{") and '"POST"' in line]
+    return len(outcomes), len(entries), len(broken)
