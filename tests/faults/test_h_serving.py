@@ -134,7 +134,7 @@ def test_h68_a_wait_longer_than_the_server_grants_is_429_at_once_and_again_unpar
         assert {answer.status_code for answer in answers} == {429}
         assert len({answer.headers["x-request-id"] for answer in answers}) == 6
         assert server.service.shedder.refused >= 5  # on one connection, without being parsed
-        assert client.get("/readyz").status_code == 503  # the model answers nobody; the connection lives on
+        assert client.get("/livez").status_code == 200  # the connection lives on
         counted = 'warmstart_requests_total{method="POST",route="/v1/predict/{model}",status="429"}'
         assert metric(client, counted) == 6
         gate.opened.set()

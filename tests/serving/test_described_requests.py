@@ -16,7 +16,7 @@ from support.serving import KEY, serving
 # `make fuzz` sets it: at most so many cases for each operation, some twenty of which there are.
 CASES = int(os.environ.get("WARMSTART_FUZZ", "3"))
 AT_LEAST = 1_000 if CASES > 3 else 150
-SECONDS = 900 if CASES > 3 else 120
+SECONDS = 900 if CASES > 3 else 240
 
 # Two tasks and a key: what is said of one operation is not true of its neighbour.
 SERVER = """

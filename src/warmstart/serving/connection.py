@@ -36,6 +36,7 @@ class GuardedConnection(asyncio.Protocol):
         self._transport: Any = None
         self._refused = False
         self._address = ""
+        self._unread = 0
         self._first = b""  # what came first of the request that is being answered
         self._timer: asyncio.TimerHandle | None = None
 
@@ -53,9 +54,14 @@ class GuardedConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._refused:
             return
+        if self._unread:  # of the body of a request that was refused by its head
+            data, self._unread = data[self._unread :], max(0, self._unread - len(data))
+            if not data:
+                return
         if self._between():
             if (answer := self._shedder.answer(self._address, data)) is not None:
-                self._transport.write(answer)
+                content, self._unread = answer
+                self._transport.write(content)
                 self._stop_waiting()
                 self._inner.on_response_complete()  # it counts the request, and lets the connection live on
                 return

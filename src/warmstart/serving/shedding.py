@@ -19,6 +19,8 @@ from warmstart.serving.refusal import Refusal
 
 _HEADS = 512  # that are remembered; each is smaller than the limit to headers
 _END = b"\r\n\r\n"
+# A request with one of these is looked at: its answer would be its own.
+_SPECIAL = frozenset({b"x-request-id", b"transfer-encoding", b"connection", b"expect", b"upgrade"})
 
 
 @dataclass(frozen=True)
@@ -38,28 +40,29 @@ class Shedder:
         self.refused = 0
 
     def remember(self, address: str, content: bytes, scope: Scope, served: Served, client: str) -> None:
-        """`content`: what came of the request in one piece; it is of use only if that was all of it."""
+        """`content`: what came first of the request; it is of use if its whole head is in it, and nothing after it."""
         end = content.find(_END) + len(_END)
         lengths = [value for name, value in scope["headers"] if name == b"content-length"]
-        own = any(name in (b"x-request-id", b"transfer-encoding", b"connection") for name, _ in scope["headers"])
-        if end < len(_END) or own or len(lengths) != 1 or len(content) != end + int(lengths[0]):
+        special = any(name in _SPECIAL for name, _ in scope["headers"])
+        if end < len(_END) or special or len(lengths) != 1 or len(content) > end + int(lengths[0]):
             return
         self._heads[address, content[:end]] = _Refused(scope, served, client, int(lengths[0]))
         while len(self._heads) > _HEADS:
             self._heads.popitem(last=False)
 
-    def answer(self, address: str, content: bytes) -> bytes | None:
-        """The whole answer to a request that is refused so; None for any that must be looked at."""
+    def answer(self, address: str, content: bytes) -> tuple[bytes, int] | None:
+        """The whole answer to a request that is refused so, and how much of its body is yet to come; None for any that
+        must be looked at."""
         if not self._heads or self._draining():
             return None
         started = time.monotonic()
         end = content.find(_END) + len(_END)
         known = self._heads.get((address, content[:end]))
-        if known is None or len(content) != end + known.body:
+        if known is None or len(content) > end + known.body:
             return None
         try:
             known.served.check_room(known.client)
         except Refusal as refusal:
             self.refused += 1
-            return self._gate.refused(refusal, known.scope, started)
+            return self._gate.refused(refusal, known.scope, started), end + known.body - len(content)
         return None

@@ -33,10 +33,12 @@ function drawFields() {
     const label = made("label", field.list ? field.name + " (one a line)" : field.name);
     label.htmlFor = "field-" + field.name;
     label.title = field.doc;
+    if (!field.required) label.append(made("span", " (optional)", "optional"));
     const box = made("textarea");
     box.id = "field-" + field.name;
     box.required = field.required;
     box.rows = field.required ? 4 : 2;
+    if (!field.required) box.className = "small";
     box.dataset.name = field.name;
     box.dataset.list = field.list ? "1" : "";
     nodes.push(label, box);
