@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager, suppress
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route, Router
+from starlette.routing import Match, Route, Router
 
 from warmstart.pipeline import Pipeline
 from warmstart.serving import playground
@@ -70,7 +70,15 @@ class Service:
         try:
             await self._router(scope, receive, send)
         except HTTPException as error:
-            raise _no_route(error) from None
+            raise self._no_route(error, scope) from None
+
+    def _no_route(self, error: HTTPException, scope: Scope) -> Refusal:
+        if error.status_code == 405:
+            # Starlette names the methods of the first route with this path, and / has two.
+            found = [route.methods or () for route in self.routes if route.matches(scope)[0] is not Match.NONE]
+            allowed = ", ".join(sorted({method for methods in found for method in methods}))
+            return Refusal(405, "method-not-allowed", "this method is not answered here", headers={"Allow": allowed})
+        return Refusal(404, "route-unknown", "there is nothing here", fix="GET /openapi.json tells what there is")
 
     @asynccontextmanager
     async def _lifespan(self, app: object) -> AsyncIterator[None]:
@@ -181,10 +189,3 @@ def _response(answer: Answer) -> Response:
     cut = sum(prediction.truncated for prediction in answer.predictions)
     headers = {"X-Truncated-Rows": str(cut)} if cut else {}
     return Response(to_json(answer.body), media_type="application/json", headers=headers)
-
-
-def _no_route(error: HTTPException) -> Refusal:
-    if error.status_code == 405:
-        what = "this method is not answered here"
-        return Refusal(405, "method-not-allowed", what, headers=error.headers or {})
-    return Refusal(404, "route-unknown", "there is nothing here", fix="GET /openapi.json tells what there is")

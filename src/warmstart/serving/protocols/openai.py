@@ -41,7 +41,7 @@ def endpoints(models: Models) -> Sequence[Endpoint]:
                 "model": {"enum": [served.name for served in embedding]},
                 "input": one_or_more(TEXT, most=embedding[0].limits.rows),
                 "encoding_format": {"enum": ["float", "base64"]},
-                "dimensions": {"type": "integer"},
+                "dimensions": {"enum": [None], "description": "no other than the model has: leave it out"},
                 "user": TEXT,
             },
             required=["model", "input"],

@@ -31,9 +31,9 @@ def endpoints(models: Models) -> Sequence[Endpoint]:
         summary = "Embeddings; without `truncate`, a text that is too long is refused"
         found.append(Endpoint("POST", "/embed", _embed, summary, request=request, response=array(array(_NUMBER))))
     if any(one.task.name == CLASSIFIES for one in served):
-        item = {"anyOf": [TEXT, {"type": "array", "items": TEXT, "minItems": 1, "maxItems": 2}]}
-        batch = array(item, most=most)
-        request = record({"inputs": {"anyOf": [TEXT, batch]}, "truncate": _FLAG}, required=["inputs"])
+        pair = {"type": "array", "items": TEXT, "minItems": 1, "maxItems": 2}
+        inputs = {"anyOf": [TEXT, pair, array(pair, most=most)]}
+        request = record({"inputs": inputs, "truncate": _FLAG}, required=["inputs"])
         labelled = array(record({"label": TEXT, "score": _NUMBER}))
         response = {"anyOf": [labelled, array(labelled)]}
         summary = "Labels, best first; a text, a pair of texts, or a list of lists of one or two texts"
