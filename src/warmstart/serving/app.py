@@ -159,11 +159,11 @@ async def _unless_departed(work: Awaitable[Answer], receive: Receive) -> Answer:
     """The answer; cancels the work when the client leaves. Raises DepartedError."""
     working = asyncio.current_task()
     assert working is not None
-    left = False
+    left = finished = False
 
     def leave(_: asyncio.Task[None]) -> None:
         nonlocal left
-        if not leaving.cancelled():
+        if not finished and not leaving.cancelled():
             left = True
             working.cancel()
 
@@ -176,7 +176,7 @@ async def _unless_departed(work: Awaitable[Answer], receive: Receive) -> Answer:
             raise DepartedError from None
         raise
     finally:
-        leaving.remove_done_callback(leave)
+        finished = True
         leaving.cancel()
 
 

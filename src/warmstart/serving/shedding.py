@@ -19,6 +19,7 @@ from warmstart.serving.refusal import Refusal
 
 _HEADS = 512  # that are remembered; each is smaller than the limit to headers
 _END = b"\r\n\r\n"
+_LOGGED = ("method", "path", "warmstart.route", "warmstart.client")
 # A request with one of these is looked at: its answer would be its own.
 _SPECIAL = frozenset({b"x-request-id", b"transfer-encoding", b"connection", b"expect", b"upgrade"})
 
@@ -46,7 +47,8 @@ class Shedder:
         special = any(name in _SPECIAL for name, _ in scope["headers"])
         if end < len(_END) or special or len(lengths) != 1 or len(content) > end + int(lengths[0]):
             return
-        self._heads[address, content[:end]] = _Refused(scope, served, client, int(lengths[0]))
+        told = {name: scope[name] for name in _LOGGED if name in scope}  # the rest would keep its connection alive
+        self._heads[address, content[:end]] = _Refused(told, served, client, int(lengths[0]))
         while len(self._heads) > _HEADS:
             self._heads.popitem(last=False)
 
