@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import concurrent.futures
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import openai
 import pytest
 
 import warmstart as ws
+from warmstart.cli.main import run
 from warmstart.serving.server import Server
 from warmstart.tasks import as_dict
 
@@ -174,8 +176,8 @@ def test_metrics_count_what_was_done(client: httpx.Client) -> None:
 
 
 @pytest.mark.real_data
-def test_http_gives_what_the_library_gives_on_a_thousand_real_texts(
-    classifier: ws.Pipeline, client: httpx.Client
+def test_command_line_library_and_http_give_the_same_on_a_thousand_real_texts(
+    classifier: ws.Pipeline, tiny: Callable[..., Path], client: httpx.Client, tmp_path: Path
 ) -> None:
     if not DATA.is_dir():
         pytest.skip("../shared/data is absent")
@@ -187,4 +189,12 @@ def test_http_gives_what_the_library_gives_on_a_thousand_real_texts(
         for at in range(0, 1000, 125)
         for row in client.post("/v1/predict/reviews", json=texts[at : at + 125]).json()
     ]
-    assert len(found) == 1000 and close(found, expected)
+    given, printed = tmp_path / "texts.jsonl", tmp_path / "predictions.jsonl"
+    given.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
+    assert run(["predict", "-m", str(tiny("bert")), "-i", str(given), "-o", str(printed), "--device", "cpu"]) == 0
+    written = [json.loads(line) for line in printed.read_text(encoding="utf-8").splitlines()]
+    assert len(found) == len(written) == 1000
+    for others in (found, written):
+        assert [other["label"] for other in others] == [one["label"] for one in expected]
+        assert all(close(other["scores"], one["scores"]) for other, one in zip(others, expected, strict=True))
+    assert close(found, expected)
