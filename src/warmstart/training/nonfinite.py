@@ -27,7 +27,8 @@ from warmstart.checkpoints.manifest import check_manifest
 from warmstart.checkpoints.save import write_model
 from warmstart.errors import CheckpointError, TrainingError
 from warmstart.features import Batch, Feature
-from warmstart.tasks import ClassLoss, Task
+from warmstart.tasks import Task
+from warmstart.tasks.class_loss import ClassLoss
 from warmstart.training.state_files import pack, read_tensors, read_values, unpack, write_tensors
 
 FOLDER = "nonfinite"
