@@ -26,6 +26,7 @@ Columns = dict[str, np.ndarray]
 # --- shares -------------------------------------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(lost=st.integers(0, 400), won=st.integers(0, 400))
 def test_mcnemar_equals_scipys_binomial_test(lost: int, won: int) -> None:
     expected = stats.binomtest(lost, lost + won).pvalue if lost + won else 1.0
@@ -69,7 +70,7 @@ def test_the_interval_of_shares_covers(n: int, only_a: float, only_b: float) -> 
     assert 0.935 <= covered <= 0.965
 
 
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 @given(data=st.data(), n=st.integers(8, 200))
 def test_the_interval_of_shares_is_tangos(data: st.DataObject, n: int) -> None:
     """Its ends are where the score test changes its mind, with the constrained likelihood maximised by scipy."""
@@ -96,6 +97,7 @@ def test_the_interval_of_shares_at_its_ends() -> None:
     assert 0.8 < share_difference(0, 50, 50).lo < 1
 
 
+@settings(deadline=None)
 @given(lost=st.integers(0, 40), won=st.integers(0, 40), rest=st.integers(1, 200))
 def test_exchanged_sides_mirror_the_interval(lost: int, won: int, rest: int) -> None:
     one, other = share_difference(lost, won, lost + won + rest), share_difference(won, lost, lost + won + rest)
@@ -135,7 +137,7 @@ def _mean(n: int) -> Callable[[Any], Any]:
     return lambda values: lambda weights: weights.astype(np.float64) @ values / n
 
 
-@settings(max_examples=20)
+@settings(max_examples=20, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=2, max_size=9))
 def test_every_exchange_equals_scipys_permutation_test(pairs: list[tuple[int, int]]) -> None:
     a, b = np.array(pairs, dtype=float).T
@@ -182,7 +184,7 @@ def test_levels_and_coverage(draw: Any, monkeypatch: pytest.MonkeyPatch) -> None
         assert first is not None and second is not None and either is not None
         found = resample(lambda w, one=first, other=second: other(w) - one(w), n, resamples=600)  # type: ignore[misc]
         assert found is not None
-        interval = found.interval(rows=n)
+        interval = found.percentiles(n)
         covered += interval.lo <= 0 <= interval.hi
         rejected += randomization(either, measure.differs(a, b), exchanges=199) <= 0.05
     assert 0.03 <= rejected / times <= 0.06

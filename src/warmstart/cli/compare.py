@@ -49,13 +49,13 @@ def command(a: Path, b: Path, output: Path | None, as_json: bool) -> None:
 def _show(found: Comparison) -> None:
     console.show(f"A: {found.a}\nB: {found.b}\n{found.task}, {found.rows:,} rows\n")
     width = max(len(name) for name in ("metric", *found.metrics))
-    heads = f"{'A':>8} {'B':>8} {'B - A':>9}  {'95 % interval':^20} {'p':>7} {'detectable':>10}"
+    heads = f"{'A':>8} {'B':>8} {'B - A':>9}  {'95 % interval':18} {'p':>9} {'detectable':>10}"
     console.show(f"{'metric':{width}}  {heads}")
     for name, each in found.metrics.items():
         detectable = "" if each.minimum_detectable is None else f"{each.minimum_detectable:.4f}"
         console.show(
             f"{escape_terminal(name):{width}}  {each.a:8.4f} {each.b:8.4f} {each.difference:+9.4f}  "
-            f"[{each.lo:+8.4f}, {each.hi:+8.4f}] {each.p_value:7.4f} {detectable:>10}"
+            f"[{each.lo:+.4f}, {each.hi:+.4f}]   {_chance(each.p_value):>7} {detectable:>10}"
         )
     for name in found.left_out:
         console.say(f"{name} is left out: the stored predictions of one side do not give it")
@@ -83,7 +83,20 @@ def _said(prediction: Mapping[str, Any]) -> str:
     shown = {
         name: value for name, value in prediction.items() if name not in ("tokens", "truncated", "flags", "scores")
     }
-    return escape_terminal(_short(json.dumps(shown, ensure_ascii=False)))
+    return escape_terminal(_short(json.dumps(_rounded(shown), ensure_ascii=False)))
+
+
+def _rounded(value: Any) -> Any:
+    """A prediction as it is shown."""
+    if isinstance(value, Mapping):
+        return {name: _rounded(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_rounded(each) for each in value]
+    return round(value, 4) if isinstance(value, float) else value
+
+
+def _chance(p: float) -> str:
+    return f"{p:.4f}" if p >= 0.0001 else "<0.0001"
 
 
 def _short(text: str, width: int = 100) -> str:

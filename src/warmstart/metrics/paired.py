@@ -1,7 +1,7 @@
 """How far two models' metrics are apart on the same rows: the difference, its interval, and what chance alone would do.
 
 Shares (accuracy, exact match): the exact McNemar test, and Tango's score interval of the difference. Any other metric:
-a randomization test, and a BCa interval from a bootstrap of the rows, each row with both of its predictions. A p-value
+a randomization test, and an interval from a bootstrap of the rows, each row with both of its predictions. A p-value
 comes from exchanging the two predictions of random rows, not from the bootstrap: under the hypothesis that it makes no
 difference whose prediction is whose, that test holds its level with any metric and any number of rows, while a
 bootstrap is right for many rows only (E. W. Noreen, "Computer-intensive methods for testing hypotheses", 1989; A. Yeh,
@@ -88,7 +88,7 @@ def paired_difference(measure: Measure, a: Columns, b: Columns, *, seed: int = 0
     drawn = resample(difference, n, seed=seed, resamples=RESAMPLES)
     if drawn is None:
         return None
-    whole, interval = np.ones((1, n)), drawn.interval(rows=n)
+    whole, interval = np.ones((1, n)), drawn.percentiles(n)
     spread = (quantile(1 - LEVEL) + NormalDist().inv_cdf(POWER)) * drawn.deviation
     return Difference(
         a=float(first(whole)[0]),
