@@ -176,7 +176,7 @@ def test_levels_and_coverage(draw: Any, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(interval_module, "raw_bits", cache(interval_module.raw_bits))  # the same draws, drawn once
     monkeypatch.setattr(interval_module, "_resample", cache(interval_module._resample))
     monkeypatch.setattr(paired_module, "raw_bits", interval_module.raw_bits)
-    rng, n, times = np.random.default_rng(3), 80, 800
+    rng, n, times = np.random.default_rng(3), 80, 1500
     rejected = covered = 0
     for _ in range(times):
         measure, a, b = draw(rng, n)
