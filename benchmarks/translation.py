@@ -2,7 +2,7 @@
 
 It has a vocabulary of its own and random weights, saved as a checkpoint like any other; `ws.train` and `ws.evaluate` do
 the rest. The test part is read once, after training. `--held-out` instead trains on nine tenths of the training part
-and judges on the last: settings were chosen with it, and never with the test part.
+and judges on the last, to try settings without the test part.
 """
 
 from __future__ import annotations
