@@ -32,7 +32,7 @@ SETTINGS = """
 [checks]
 not_a_server_error.expected-statuses = ["2xx", "3xx", "4xx", "504"]
 negative_data_rejection.expected-statuses = [
-    "400", "401", "403", "404", "405", "408", "413", "415", "422", "429", "431",
+    "400", "401", "403", "404", "405", "408", "413", "415", "422", "429", "431", "504",
 ]
 """
 # Not `ignored_auth`: it changes one of the two credentials and leaves our X-API-Key as it is. H64 tries every route.

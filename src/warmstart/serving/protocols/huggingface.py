@@ -65,7 +65,7 @@ async def _infer(call: Call) -> Answer:
     parameters = {} if body.get("parameters") is None else body["parameters"]
     if not isinstance(parameters, dict):
         raise Refusal(422, "field-type", "'parameters' must be an object", where="parameters")
-    if body.get("options"):
+    if body.get("options") not in (None, {}):
         raise parameter_unsupported("options", "there are no options: nothing is cached and the model is always loaded")
     shape = _shape(served)
     for name, value in parameters.items():
