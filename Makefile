@@ -36,9 +36,9 @@ test: $(READY)
 	$(BIN)/python -m pytest $(addprefix --ignore=,$(HALF)); rest=$$?; \
 	wait $$half && exit $$rest
 
-# Each of the six cases of the pairwise cover is killed 20 times at a random moment.
+# Each of the six cases of the pairwise cover is killed 20 times at a random moment, and the example's loop 10 times.
 nightly: $(READY)
-	WARMSTART_KILLS=20 $(BIN)/python -m pytest -o timeout=1800 tests/verbs/test_kills.py tests/faults/test_k_snapshots.py
+	WARMSTART_KILLS=20 $(BIN)/python -m pytest -o timeout=1800 tests/verbs/test_kills.py tests/faults/test_k_snapshots.py tests/docs/test_own_loop.py
 
 fuzz: $(READY)
 	WARMSTART_FUZZ=60 WARMSTART_MUTATIONS=2000 $(BIN)/python -m pytest -s -o timeout=1800 \
