@@ -313,7 +313,7 @@ def test_h68_what_is_refused_unparsed_has_passed_the_gate_before(locked: Server)
     shedder, served = locked.service.shedder, locked.service.models.served["reviews"]
     body = b'"good"'
     head = f"POST {PATH} HTTP/1.1\r\nHost: localhost\r\nX-API-Key: {KEY}\r\nContent-Length: 6\r\n\r\n".encode()
-    scope = {"method": "POST", "path": PATH, "headers": [(b"content-length", b"6")], "warmstart.route": "/r"}
+    scope = {"method": "POST", "path": PATH, "http_version": "1.1", "headers": [(b"content-length", b"6")]}
 
     def full(client: str) -> None:
         assert client == "key 1"

@@ -44,7 +44,8 @@ class Shedder:
         """`content`: what came first of the request; it is of use if its whole head is in it, and nothing after it."""
         end = content.find(_END) + len(_END)
         lengths = [value for name, value in scope["headers"] if name == b"content-length"]
-        special = any(name in _SPECIAL for name, _ in scope["headers"])
+        special = any(name in _SPECIAL and value.lower() != b"keep-alive" for name, value in scope["headers"])
+        special = special or scope["http_version"] != "1.1"
         if end < len(_END) or special or len(lengths) != 1 or len(content) > end + int(lengths[0]):
             return
         told = {name: scope[name] for name in _LOGGED if name in scope}  # the rest would keep its connection alive
