@@ -27,6 +27,7 @@ def answers(graph: graph_openvino.OpenVinoGraph, batches: list[Mapping[str, Any]
 
 def test_logits_keep_their_mean_on_the_rows_of_calibration(tiny: Callable[..., Path]) -> None:
     pipe = ws.load(tiny("bert"), device="cpu")
+    pipe.model.classifier.weight.data *= 200  # so that what int8 changes is seen
     pipe.model.classifier.bias.data[:] = 0.5  # as a trained head has one; of zeros the converter leaves none
     features = list(pipe.task.encode(rows(12)))
     traced = trace(pipe.model, pipe.task, features)
@@ -37,5 +38,5 @@ def test_logits_keep_their_mean_on_the_rows_of_calibration(tiny: Callable[..., P
     plain = graph_openvino.convert(traced)
     wanted = answers(plain, batches)
     found = answers(graph_openvino.quantize(plain, batches, in_float=()), batches)
-    assert not np.allclose(found, wanted, atol=1e-6), "int8 changes what it gives"
+    assert abs(found - wanted).max() > 1e-4, "int8 changes what it gives"
     assert found.mean(axis=0) == pytest.approx(wanted.mean(axis=0), abs=1e-5)

@@ -113,7 +113,7 @@ def test_an_average_of_weights() -> None:
 
 def test_a_model_sent_to_another_process_runs_there(monkeypatch: pytest.MonkeyPatch) -> None:
     """Which has unpadded nothing yet: transformers knows our attention there from the model alone."""
-    model = unpad(make("bert", "AutoModelForSequenceClassification"))
+    model = unpad(make("ernie", "AutoModelForSequenceClassification"))  # whose layers go by the attention function
     sent = io.BytesIO()
     torch.save(model, sent)
     wanted = output(model)

@@ -85,7 +85,7 @@ def test_g101_an_unknown_setting_is_refused_with_the_nearest_name(make: Any) -> 
         ("evaluate_every", 0),
         ("save_every", 0),
         ("keep", 0),
-        ("precision", "fp16"),
+        ("precision", "fp8"),
         ("device", None),
         ("workers", -1),
         ("gradient_checkpointing", "maybe"),

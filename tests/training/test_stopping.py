@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 
@@ -15,9 +14,9 @@ from warmstart.training.stopping import SIGNALS, listening
 def test_once_is_noted_and_twice_is_now(number: int, ends: type[BaseException]) -> None:
     with pytest.raises(ends) as caught, listening() as stop:
         assert stop.signal is None
-        os.kill(os.getpid(), number)
+        signal.raise_signal(number)
         assert stop.signal == number and isinstance(stop.outcome(), ends)
-        os.kill(os.getpid(), number)
+        signal.raise_signal(number)
         raise AssertionError("the second one ends it")
     assert ends is KeyboardInterrupt or caught.value.code == 143
 
@@ -30,7 +29,7 @@ def test_handlers_are_those_from_before_afterwards_and_ignored_signals_stay_igno
         signal.signal(signal.SIGTERM, own)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         with listening() as stop:
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
             assert stop.signal is None and signal.getsignal(signal.SIGTERM) is not own
         assert signal.getsignal(signal.SIGTERM) is own and signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:

@@ -10,7 +10,6 @@ import click
 
 from warmstart.cli import console
 from warmstart.display import escape_terminal
-from warmstart.engine.architectures import way_of
 
 if TYPE_CHECKING:
     from warmstart.checkpoints import Exported, Verified
@@ -43,6 +42,8 @@ def command(model: str, as_json: bool) -> None:
 
 
 def _weights(verified: Verified) -> dict[str, Any]:
+    from warmstart.engine.architectures import way_of
+
     return {
         "model_type": verified.model_type,
         "batches": way_of(verified.model_type),

@@ -8,6 +8,7 @@ package published with it.
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
@@ -157,7 +158,7 @@ def chrf_statistic(counts: NDArray[Any]) -> Statistic:
 
 
 def _of_weights(score: Callable[[Floats], Values], counts: NDArray[Any]) -> Statistic:
-    flat = counts.reshape(len(counts), -1).astype(np.float64)
+    flat = counts.reshape(len(counts), math.prod(counts.shape[1:])).astype(np.float64)
 
     def statistic(weights: Weights) -> Values:
         return score((weights.astype(np.float64) @ flat).reshape(-1, *counts.shape[1:]))
