@@ -19,7 +19,7 @@ MAX_DEPTH = 64  # nesting of objects and lists
 
 
 def find_file(folder: Path, name: str) -> Path | None:
-    """The regular file `name` in a resolved `folder`, or None when there is no such entry.
+    """The regular file `name` in `folder`, or None when there is no such entry.
 
     Raises CheckpointError `symlink-dangling`, `symlink-outside`, `file-not-regular` or `file-unreadable`.
     """
@@ -59,9 +59,10 @@ def _check_link(folder: Path, path: Path) -> None:
             value=str(path.readlink()) if path.is_symlink() else None,
             fix="download the checkpoint again, or put the real file in place of the link",
         ) from None
-    allowed = [folder]
-    if folder.parent.name == "snapshots":  # the hub cache: <repo>/snapshots/<commit>/<file> -> <repo>/blobs/<hash>
-        allowed.append(folder.parent.parent / "blobs")
+    real = folder.resolve()
+    allowed = [real]
+    if real.parent.name == "snapshots":  # the hub cache: <repo>/snapshots/<commit>/<file> -> <repo>/blobs/<hash>
+        allowed.append(real.parent.parent / "blobs")
     if not any(target.is_relative_to(root) for root in allowed):
         raise CheckpointError(
             "symlink-outside",
