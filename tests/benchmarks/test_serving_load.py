@@ -13,22 +13,27 @@ from warmstart.serving.server import Server
 def loaded(answer: bytes | None) -> dict[str, int]:
     """The outcomes beside a server that reads a request and sends `answer`, or closes the connection."""
 
+    ended: list[asyncio.Task[None] | None] = []
+
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        ended.append(asyncio.current_task())
         try:
             while await reader.readuntil(b"\r\n\r\n"):
                 await reader.readexactly(6)
                 if answer is None:
                     break
                 writer.write(answer)
-        except asyncio.IncompleteReadError:
+        except (asyncio.IncompleteReadError, ConnectionError):
             pass
-        writer.close()
+        finally:
+            writer.close()
 
     async def main() -> dict[str, int]:
         server = await asyncio.start_server(serve, "127.0.0.1", 0)
         address = Address(server.sockets[0].getsockname()[1], "/")
         found = await at_rate(address, [request(address, b'"good"')], rate=200, seconds=0.1, seed=1)
         server.close()
+        await asyncio.gather(*filter(None, ended))  # none outlives the loop
         assert found["sent"] == sum(found["outcomes"].values()) > 0
         counted: dict[str, int] = {**found["outcomes"], "without": found["refused_without_retry_after"]}
         return counted

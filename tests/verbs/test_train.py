@@ -105,7 +105,8 @@ def test_the_config_is_resolved_and_can_be_run_again(run: ws.Run) -> None:
 def test_predictions_have_a_line_for_each_validation_example(run: ws.Run) -> None:
     assert run.validation is not None
     table = pq.read_table(run.path / "predictions.parquet")
-    assert table.column_names == ["row", "label", "text", "prediction", "loss", "correct"]
+    assert table.column_names[:6] == ["row", "label", "text", "prediction", "loss", "correct"]
+    assert set(table.column_names[6:]) == {"true", "predicted", "scores"}  # what metrics are computed from
     rows = table.to_pylist()
     assert [row["row"] for row in rows] == list(range(20))
     for row, again in zip(rows, run.pipeline([row["text"] for row in rows]), strict=True):

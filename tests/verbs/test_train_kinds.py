@@ -57,7 +57,8 @@ def test_a_share_is_held_out_and_columns_are_pinned(tiny: Callable[..., Path], t
     lines = map(json.loads, (run.path / "metrics.jsonl").read_text().splitlines())
     assert sum(line.get("rows", 0) for line in lines) == 40 - run.validation.rows
     table = pq.read_table(run.path / "predictions.parquet")
-    assert set(table.column_names) == {"row", "text", "input_text", "label", "prediction", "loss", "correct"}
+    told = {"row", "text", "input_text", "label", "prediction", "loss", "correct"}
+    assert set(table.column_names) == told | {"true", "predicted", "scores"}  # what metrics are computed from
     assert set(table["input_text"].to_pylist()) == {"always the same"}
 
 

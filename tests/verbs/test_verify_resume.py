@@ -91,7 +91,7 @@ def test_a_trainer_that_goes_on_with_another_order_is_told_the_step_and_the_weig
         config = output / "config.toml"
         config.write_text(config.read_text().replace("seed = 0", "seed = 1"))
         other = tmp_path / "other.toml"
-        other.write_text(recipe.read_text() + "seed = 1\n")
+        other.write_text(recipe.read_text().replace("[train]\n", "[train]\nseed = 1\n", 1))
         return other
 
     told = _problems(attempter, recipe, peace, tmp_path / "r", reseed)
@@ -103,7 +103,7 @@ def test_a_resumed_run_that_fails_is_told_in_its_own_words(
 ) -> None:
     def break_it(recipe: Path, output: Path) -> Path:
         other = tmp_path / "other.toml"
-        other.write_text(recipe.read_text() + "seed = 1\n")
+        other.write_text(recipe.read_text().replace("[train]\n", "[train]\nseed = 1\n", 1))
         return other
 
     assert "resume-differs" in _problems(attempter, recipe, peace, tmp_path / "r", break_it)
