@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
 # Before torch is imported, here and in every process a test starts: tiny models gain nothing from a second thread, and
 # threads that wait for one without a core are several times slower than one alone.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A shell that starts the suite in its background has interrupts ignored, in every process a test starts, too.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest
 
