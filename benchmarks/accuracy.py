@@ -69,12 +69,13 @@ CASES = (
         settings={"epochs": 2, "batch_size": 16}, floor=0.84, task="sentence-embedding",
     ),
     Case(
-        "entities", "entities/train.conll", "entities/test.conll", "f1",
-        settings={"epochs": 6, "batch_size": 16, "learning_rate": 5e-4}, floor=0.35,
+        # 2e-4 was chosen on the validation part: F1 there 0.547 after three epochs, 0.506 with 3e-4.
+        "entities", "entities/train.conll", "entities/test.conll", "f1", "entities/validation.conll",
+        settings={"epochs": 3, "batch_size": 16, "learning_rate": 2e-4}, floor=0.35,
         task="token-classification", also=("precision", "recall"),
     ),
     Case(
-        "answers", "answers/xquad.en.json", "", "f1", settings={"epochs": 5, "batch_size": 8},
+        "answers", "answers/xquad.en.json", "", "f1", settings={"epochs": 2, "batch_size": 8},
         task="question-answering", also=("exact_match",), folds=5, group="context",
     ),
 )  # fmt: skip

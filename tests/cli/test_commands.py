@@ -130,7 +130,7 @@ def test_inspect_tells_what_a_checkpoint_is(warmstart: Any, tiny: Callable[..., 
         "name", "source", "folder", "model_type", "batches", "task", "trained_head", "labels", "parameters", "dtypes",
         "bytes", "max_positions", "findings",
     ]  # fmt: skip
-    assert facts["batches"] == "no padding; trains by layers written out"
+    assert facts["batches"] == "no padding; layers written out"
     assert facts["task"] == "text-classification" and facts["trained_head"] is True
     assert facts["labels"] == ["NEGATIVE", "POSITIVE"] and facts["dtypes"] == ["F32"]
     assert facts["parameters"] == sum(p.numel() for p in ws.load(tiny("bert")).model.parameters())

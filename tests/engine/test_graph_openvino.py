@@ -37,6 +37,6 @@ def test_logits_keep_their_mean_on_the_rows_of_calibration(tiny: Callable[..., P
         batches.append({name: inputs[name] for name in traced.inputs})
     plain = graph_openvino.convert(traced)
     wanted = answers(plain, batches)
-    found = answers(graph_openvino.quantize(plain, batches, in_float=()), batches)
+    found = answers(graph_openvino.Quantizer.of(plain, batches).quantize(()), batches)
     assert abs(found - wanted).max() > 1e-4, "int8 changes what it gives"
     assert found.mean(axis=0) == pytest.approx(wanted.mean(axis=0), abs=1e-5)

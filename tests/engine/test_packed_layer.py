@@ -14,8 +14,10 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from support.unpadding import batch, gradients, kept, main_output, make, pair, worst
-from warmstart.engine import packed_layer, products
+from warmstart.engine import layer_training, packed_layer, products
 from warmstart.engine.architectures import STACKS, WRITTEN_OUT, way_of
+from warmstart.engine.layer_inference import infer
+from warmstart.engine.layer_weights import read
 from warmstart.engine.packed_layer import PackedLayer, why_stock
 from warmstart.engine.packing import Pack
 from warmstart.engine.unpad import pad, unpad
@@ -30,13 +32,13 @@ HEADS = ("AutoModel", "AutoModelForSequenceClassification", "AutoModelForTokenCl
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """One entry for each layer that ran written out: whether for first tokens only."""
     made: list[bool] = []
-    apply = packed_layer._Layer.apply
+    apply = layer_training.TrainedLayer.apply
 
     def counted(x: Tensor, firsts: Tensor | None, *others: Any) -> Any:
         made.append(firsts is not None)
         return apply(x, firsts, *others)
 
-    monkeypatch.setattr(packed_layer._Layer, "apply", counted)
+    monkeypatch.setattr(layer_training.TrainedLayer, "apply", counted)
     return made
 
 
@@ -92,10 +94,10 @@ def test_once_and_twice_differentiated(drop: float, first_token: bool, calls: li
             name: torch.cat([some, p.detach()[..., 2:]], -1)
             for (name, p), some in zip(layer.named_parameters(), changed, strict=True)
         }
-        shape, weights = packed_layer._read(layer, pack)
+        shape, weights = read(layer, pack)
         names = {id(p): name for name, p in layer.named_parameters()}
         firsts = pack.firsts() if first_token else None
-        output: Tensor = packed_layer._Layer.apply(  # type: ignore[no-untyped-call]
+        output: Tensor = layer_training.TrainedLayer.apply(  # type: ignore[no-untyped-call]
             states[0], firsts, shape, *(whole[names[id(weight)]] for weight in weights)
         )
         return output
@@ -109,6 +111,69 @@ def test_once_and_twice_differentiated(drop: float, first_token: bool, calls: li
     assert calls
 
 
+# --- without gradients ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def answers(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """One entry for each layer that ran written out without gradients: whether for first tokens only."""
+    made: list[bool] = []
+
+    def counted(x: Tensor, firsts: Tensor | None, shape: Any, weights: Any) -> Tensor:
+        made.append(firsts is not None)
+        return infer(x, firsts, shape, weights)
+
+    monkeypatch.setattr(packed_layer, "infer", counted)
+    return made
+
+
+@pytest.mark.parametrize("onednn", [True, False])
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("variant", sorted(WRITTEN_OUT))
+def test_answers_are_as_near_to_float64_as_the_stock_models(
+    variant: str, head: str, onednn: bool, monkeypatch: pytest.MonkeyPatch, answers: list[bool]
+) -> None:
+    """Rows of many lengths, of one, and a single one; frozen weights are no reason to run as before."""
+    monkeypatch.setattr(products, "_onednn_is_quicker", lambda: onednn)
+    padded, unpadded = (model.requires_grad_(False) for model in pair(variant, head))
+    doubled = make(variant, head).double()
+    for lengths in ((9, 1, 4, 4, 30), (5, 5), (7,)):
+        inputs = batch(lengths)
+        with torch.inference_mode():
+            exact, stock, ours = (main_output(model(**inputs)).double() for model in (doubled, padded, unpadded))
+        if head != HEADS[1]:
+            exact, stock, ours = (kept(states, inputs["attention_mask"]) for states in (exact, stock, ours))
+        assert (ours - exact).norm() <= 2 * (stock - exact).norm() + 1e-6
+        torch.testing.assert_close(ours, stock, atol=1e-5, rtol=0)
+    assert answers == [False, head == HEADS[1]] * 3
+
+
+def test_products_with_gelu(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, weight, bias = 3 * torch.randn(500, 5), torch.randn(64, 5), torch.randn(64)
+    wanted = nn.functional.gelu(nn.functional.linear(x.double(), weight.double(), bias.double())).float()
+    for onednn in (True, False):
+        monkeypatch.setattr(products, "_onednn_is_quicker", lambda onednn=onednn: onednn)
+        torch.testing.assert_close(products.affine_gelu(x, weight, bias), wanted, atol=1e-6, rtol=1e-5)
+
+
+def test_what_is_left_to_the_stock_layer_without_gradients(answers: list[bool]) -> None:
+    """Another type or device of states, autocast, hooks, adapters, and what a call asks for beside."""
+    inputs = batch()
+    with torch.inference_mode():
+        for change in (wrap, hook):
+            padded, unpadded = pair("bert", HEADS[1])
+            change(padded), change(unpadded)
+            torch.testing.assert_close(unpadded(**inputs).logits, padded(**inputs).logits, atol=1e-5, rtol=0)
+            assert answers == [True]
+            answers.clear()
+        model: Any = pair("bert", HEADS[1])[1]
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            model(**inputs)
+        model(**inputs, output_hidden_states=True)
+        model.bfloat16()(**inputs)
+    assert not answers
+
+
 # --- dropout ----------------------------------------------------------------------------------------------------------
 
 
@@ -116,7 +181,7 @@ def test_once_and_twice_differentiated(drop: float, first_token: bool, calls: li
 def test_a_mask_keeps_its_share_in_all_places(drop: float) -> None:
     """Four numbers come from one word: each with its own share, and independent of the next."""
     torch.manual_seed(0)
-    mask = packed_layer._kept((250_000, 4), drop, torch.zeros(()))
+    mask = layer_training._kept((250_000, 4), drop, torch.zeros(()))
     assert mask is not None and sorted(mask.unique().tolist()) == [0.0, pytest.approx(1 / (1 - drop), rel=1e-4)]
     dropped = (mask == 0).float()
     error = (drop * (1 - drop) / 250_000) ** 0.5
@@ -124,7 +189,7 @@ def test_a_mask_keeps_its_share_in_all_places(drop: float) -> None:
     pairs = torch.corrcoef(dropped.t()) - torch.eye(4)
     assert pairs.abs().max() < 5 / 250_000**0.5
     assert mask.mean().item() == pytest.approx(1, abs=5 * error)
-    assert packed_layer._kept((3,), 0.0, torch.zeros(())) is None
+    assert layer_training._kept((3,), 0.0, torch.zeros(())) is None
 
 
 @pytest.mark.parametrize("head", HEADS[:2])
@@ -291,7 +356,7 @@ def test_what_inspect_says() -> None:
     assert STACKS.keys() >= WRITTEN_OUT
     said = {family: way_of(family) for family in ("roberta", "ernie", "llama", "mpnet", "longformer")}
     assert said == {
-        "roberta": "no padding; trains by layers written out",
+        "roberta": "no padding; layers written out",
         "ernie": "no padding",
         "llama": "no padding",
         "mpnet": "bands of like length",

@@ -21,7 +21,7 @@ STACKS: Mapping[str, str] = {
 }
 WHOLE = frozenset({"gemma", "gemma3_text", "gpt2", "llama", "mistral", "modernbert", "qwen2", "qwen3"})
 BY_LENGTH: Mapping[str, str] = {"deberta": "encoder", "deberta-v2": "encoder", "mpnet": "encoder"}
-# Stacks whose layers are BERT's, module by module: on a CPU they train as `packed_layer` has them written out.
+# Stacks whose layers are BERT's, module by module: on a CPU they run as `packed_layer` has them written out.
 WRITTEN_OUT = frozenset({"bert", "camembert", "electra", "roberta", "xlm-roberta"})
 
 
@@ -29,10 +29,10 @@ def way_of(model_type: str | None) -> str:
     """How a checkpoint of this architecture runs, in words.
 
     >>> way_of("bert"), way_of("mpnet"), way_of("longformer")
-    ('no padding; trains by layers written out', 'bands of like length', 'padded batches of like length')
+    ('no padding; layers written out', 'bands of like length', 'padded batches of like length')
     """
     if model_type in WRITTEN_OUT:
-        return "no padding; trains by layers written out"
+        return "no padding; layers written out"
     if model_type in STACKS or model_type in WHOLE:
         return "no padding"
     return "bands of like length" if model_type in BY_LENGTH else "padded batches of like length"

@@ -70,21 +70,32 @@ def _rename(graph: Any, old: str, new: str) -> None:
             value.name = new
 
 
-def quantize(graph: OnnxGraph, batches: Sequence[Mapping[str, Array]], *, in_float: Sequence[str]) -> OnnxGraph:
-    """The graph with its matrix products in int8, but for those named `in_float`; `batches` are not needed."""
-    names = set(_products(graph.model)) - set(in_float)
-    with TemporaryDirectory(prefix="warmstart-export-") as work, quiet():
-        source, target = Path(work) / "fp32.onnx", Path(work) / "int8.onnx"
-        graph.write(source)
-        quantize_dynamic(source, target, nodes_to_quantize=sorted(names), per_channel=True, weight_type=QuantType.QInt8)
-        return OnnxGraph(onnx.load_model(str(target)))
+@dataclass(frozen=True)
+class Quantizer:
+    """A graph that is ready for int8, and its products in order, as `graph_openvino.Quantizer` has them."""
+
+    graph: OnnxGraph
+    products: tuple[str, ...]
+    outliers: tuple[str, ...] = ()  # none: each batch has its own ranges
+
+    @classmethod
+    def of(cls, graph: OnnxGraph, batches: Sequence[Mapping[str, Array]]) -> Quantizer:
+        """`batches`: the calibration rows, by which the products are ordered; ranges are found when the graph runs."""
+        return cls(graph, _hardest(graph, batches))
+
+    def quantize(self, in_float: Sequence[str]) -> OnnxGraph:
+        """The graph with its products in int8, but for those named `in_float`."""
+        names = set(self.products) - set(in_float)
+        with TemporaryDirectory(prefix="warmstart-export-") as work, quiet():
+            before, after = Path(work) / "fp32.onnx", Path(work) / "int8.onnx"
+            self.graph.write(before)
+            quantize_dynamic(
+                before, after, nodes_to_quantize=sorted(names), per_channel=True, weight_type=QuantType.QInt8
+            )
+            return OnnxGraph(onnx.load_model(str(after)))
 
 
-def hardest_products(graph: OnnxGraph, batches: Iterable[Mapping[str, Array]]) -> list[str]:
-    """The matrix products with weights that run for every token, in the order in which eight bits hurt their inputs.
-
-    The measure is that of `graph_openvino.hardest_products`.
-    """
+def _hardest(graph: OnnxGraph, batches: Iterable[Mapping[str, Array]]) -> tuple[str, ...]:
     products = _products(graph.model)
     model = onnx.ModelProto()
     model.CopyFrom(graph.model)
@@ -95,7 +106,7 @@ def hardest_products(graph: OnnxGraph, batches: Iterable[Mapping[str, Array]]) -
     for batch in batches:
         ranges.add(session.run(sources, dict(batch)), batch.get("attention_mask"))
     loss = dict(zip(sources, ranges.loss(), strict=True))
-    return sorted(products, key=lambda name: -loss[products[name]])
+    return tuple(sorted(products, key=lambda name: -loss[products[name]]))
 
 
 def _products(model: Any) -> dict[str, str]:

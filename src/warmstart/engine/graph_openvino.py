@@ -2,13 +2,14 @@
 
 int8 is NNCF's static post-training quantization: weights by output channel, activations by ranges seen on calibration
 rows, after SmoothQuant (Xiao et al. 2023, "SmoothQuant: Accurate and Efficient Post-Training Quantization for Large
-Language Models"). Attention and what runs once a text (pooler, head) stay in float32, as do the products whose inputs
-have too long a tail for eight bits. What the heads give is moved to the mean it had in float.
+Language Models") and after outlier channels were parted (`openvino_outliers`). Attention and what runs once a text
+(pooler, head) stay in float32, as do the products whose inputs have too long a tail for eight bits even so. What the
+heads give is moved to the mean it had in float.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,11 @@ from openvino.tools.ovc import convert_model
 
 from warmstart.engine.graph import Traced, quiet
 from warmstart.engine.graph_ranges import Ranges
-from warmstart.engine.runtime_openvino import shared_core
+from warmstart.engine.openvino_inside import once_a_text, per_token, source, values
+from warmstart.engine.openvino_outliers import part_outliers
 from warmstart.features import Array
 
 _SMOOTH = 0.8  # SmoothQuant's alpha; 0.5 to 0.95 were measured (docs/log.md)
-_EXACT = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
 
 
 @dataclass(frozen=True)
@@ -50,24 +51,44 @@ def convert(traced: Traced) -> OpenVinoGraph:
     return OpenVinoGraph(model)
 
 
-def quantize(graph: OpenVinoGraph, batches: Sequence[Mapping[str, Array]], *, in_float: Sequence[str]) -> OpenVinoGraph:
-    """The graph with its large matrix products in int8, but for those named `in_float`."""
-    kept = [*_once_a_text(graph.model), *in_float]
-    parameters = nncf.AdvancedQuantizationParameters(
-        smooth_quant_alphas=nncf.AdvancedSmoothQuantParameters(matmul=_SMOOTH)
-    )
-    with quiet():
-        model = nncf.quantize(
-            graph.model.clone(),
-            nncf.Dataset(batches, dict),
-            model_type=nncf.ModelType.TRANSFORMER,
-            preset=nncf.QuantizationPreset.MIXED,
-            subset_size=len(batches),
-            ignored_scope=nncf.IgnoredScope(names=kept, types=["ScaledDotProductAttention"], validate=False),
-            advanced_parameters=parameters,
+@dataclass(frozen=True)
+class Quantizer:
+    """A graph that is ready for int8: its outliers computed apart, its products in order.
+
+    `products`: the matrix products with weights that run for every token, in the order in which eight bits hurt their
+    inputs (`Ranges.loss` on the calibration batches).
+    """
+
+    model: Any
+    batches: Sequence[Mapping[str, Array]]
+    outliers: tuple[str, ...]  # the small products of `openvino_outliers`
+    products: tuple[str, ...]
+
+    @classmethod
+    def of(cls, graph: OpenVinoGraph, batches: Sequence[Mapping[str, Array]]) -> Quantizer:
+        """`batches`: the calibration rows."""
+        model = graph.model.clone()
+        outliers = part_outliers(model, batches)
+        return cls(model, batches, outliers, _hardest(model, batches, besides=outliers))
+
+    def quantize(self, in_float: Sequence[str]) -> OpenVinoGraph:
+        """The graph with its products in int8, but for those named `in_float`."""
+        kept = [*once_a_text(self.model), *self.outliers, *in_float]
+        parameters = nncf.AdvancedQuantizationParameters(
+            smooth_quant_alphas=nncf.AdvancedSmoothQuantParameters(matmul=_SMOOTH)
         )
-    _recentre(model, graph.model, batches)
-    return OpenVinoGraph(model)
+        with quiet():
+            model = nncf.quantize(
+                self.model.clone(),
+                nncf.Dataset(self.batches, dict),
+                model_type=nncf.ModelType.TRANSFORMER,
+                preset=nncf.QuantizationPreset.MIXED,
+                subset_size=len(self.batches),
+                ignored_scope=nncf.IgnoredScope(names=kept, types=["ScaledDotProductAttention"], validate=False),
+                advanced_parameters=parameters,
+            )
+        _recentre(model, self.model, self.batches)
+        return OpenVinoGraph(model)
 
 
 def _recentre(model: Any, original: Any, batches: Sequence[Mapping[str, Array]]) -> None:
@@ -76,14 +97,14 @@ def _recentre(model: Any, original: Any, batches: Sequence[Mapping[str, Array]])
     NNCF corrects the mean error of each product over all tokens. That of the token a head reads is another: the
     starter's logits were off by 0.03, each to its side.
     """
-    once = set(_once_a_text(model))
-    heads = {i: node for i, result in enumerate(model.get_results()) if (node := _addition(result, once)) is not None}
+    once = set(once_a_text(model))
+    heads = [node for result in model.get_results() if (node := _addition(result, once)) is not None]
     if not heads:
         return
-    wanted, found = (_means(each, sorted(heads), batches) for each in (original, model))
-    for i, node in heads.items():
-        bias = node.input_value(1).get_node()
-        moved = bias.get_data() + (wanted[i] - found[i]).astype(np.float32).reshape(bias.get_data().shape)
+    wanted, found = (_means(each, heads, batches) for each in (original, model))
+    for node, mean, now in zip(heads, wanted, found, strict=True):
+        bias = node.input_value(1).get_node().get_data()
+        moved = bias + (mean - now).astype(np.float32).reshape(bias.shape)
         node.input(1).replace_source_output(openvino.op.Constant(moved).output(0))
 
 
@@ -95,53 +116,17 @@ def _addition(result: Any, products: Collection[str]) -> Any:
     return node if node.input_value(1).get_node().get_type_name() == "Constant" else None
 
 
-def _means(model: Any, outputs: Sequence[int], batches: Sequence[Mapping[str, Array]]) -> dict[int, Array]:
-    """The mean over rows of each of `outputs`, whose shape is (B, N)."""
-    compiled = shared_core().compile_model(model, "CPU", _EXACT)
-    results = [compiled(dict(batch)) for batch in batches]
-    return {i: np.concatenate([each[i] for each in results]).mean(axis=0, dtype=np.float64) for i in outputs}
+def _means(model: Any, nodes: Sequence[Any], batches: Sequence[Mapping[str, Array]]) -> list[Array]:
+    """The mean over rows of what each of `nodes` gives, whose shape is (B, N)."""
+    each = list(zip(*values(model, [(node.get_friendly_name(), 0) for node in nodes], batches), strict=True))
+    return [np.concatenate(arrays).mean(axis=0, dtype=np.float64) for arrays in each]
 
 
-def hardest_products(graph: OpenVinoGraph, batches: Iterable[Mapping[str, Array]]) -> list[str]:
-    """The matrix products with weights that run for every token, in the order in which eight bits hurt their inputs.
-
-    The measure is `Ranges.loss` of their inputs on these batches.
-    """
-    model = graph.model.clone()
-    products = [node for node in _products(model) if node.get_friendly_name() not in _once_a_text(model)]
-    sources = {_source(node): node.input_value(0) for node in products}
-    before = len(model.outputs)
-    model.add_outputs(list(sources.values()))
-    compiled = shared_core().compile_model(model, "CPU", _EXACT)
+def _hardest(model: Any, batches: Sequence[Mapping[str, Array]], *, besides: Collection[str]) -> tuple[str, ...]:
+    products = [node for node in per_token(model) if node.get_friendly_name() not in besides]
+    sources = list(dict.fromkeys(map(source, products)))
     ranges = Ranges(len(sources))
-    for batch in batches:
-        results = compiled(dict(batch))
-        ranges.add([results[before + i] for i in range(len(sources))], batch.get("attention_mask"))
-    by_source = dict(zip(sources, ranges.loss(), strict=True))
-    return [n.get_friendly_name() for n in sorted(products, key=lambda node: -by_source[_source(node)])]
-
-
-def _products(model: Any) -> list[Any]:
-    """Matrix products by a constant."""
-    nodes = [node for node in model.get_ordered_ops() if node.get_type_name() == "MatMul"]
-    return [node for node in nodes if _is_constant(node.input_value(1).get_node())]
-
-
-def _is_constant(node: Any) -> bool:
-    while node.get_type_name() in ("Convert", "Multiply", "Transpose", "Reshape"):
-        node = node.input_value(0).get_node()
-    return bool(node.get_type_name() == "Constant")
-
-
-def _once_a_text(model: Any) -> list[str]:
-    """Products of inputs (B, H): a pooler or head, which costs nothing and decides everything."""
-    return [
-        node.get_friendly_name()
-        for node in _products(model)
-        if node.input_value(0).get_partial_shape().rank.get_length() == 2
-    ]
-
-
-def _source(node: Any) -> tuple[str, int]:
-    value = node.input_value(0)
-    return value.get_node().get_friendly_name(), value.get_index()
+    for batch, arrays in zip(batches, values(model, sources, batches), strict=True):
+        ranges.add(arrays, batch.get("attention_mask"))
+    loss = dict(zip(sources, ranges.loss(), strict=True))
+    return tuple(node.get_friendly_name() for node in sorted(products, key=lambda node: -loss[source(node)]))

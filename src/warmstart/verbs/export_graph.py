@@ -33,7 +33,7 @@ log = logging.getLogger("warmstart")
 _VERSIONS = ("warmstart", "torch", "transformers", "openvino", "nncf", "onnx", "onnxruntime")
 _CALIBRATION_TOKENS = 512  # of a batch: little padding, whose activations would count as a text's
 # The share of matrix products that stays in float32, tried in turn until the gate is passed.
-_IN_FLOAT = (1 / 12, 1 / 6, 1 / 3, 1 / 2)
+_IN_FLOAT = (0, 1 / 12, 1 / 6, 1 / 3, 1 / 2)
 
 
 @dataclass(frozen=True)
@@ -88,16 +88,18 @@ class GraphExport:
     def _quantized(self, writer: Any, graph: Any, folder: Path, record: ExportRecord) -> Export:
         """The first attempt that passes the gate: each has more in float32 than the one before."""
         batches = _batches(self.pipe.task, self.rows.calibration, record.inputs)
-        hardest: list[str] = writer.hardest_products(graph, batches)
+        quantizer = writer.Quantizer.of(graph, batches)
+        hardest: tuple[str, ...] = quantizer.products
         for attempt, share in enumerate(_IN_FLOAT, start=1):
-            in_float = tuple(hardest[: round(len(hardest) * share)])
+            in_float = hardest[: round(len(hardest) * share)]
             log.info("int8, with %d of %d matrix products in float32", len(in_float), len(hardest))
-            quantized = writer.quantize(graph, batches, in_float=in_float)
+            quantized = quantizer.quantize(in_float)
             calibration = {
                 **rows_digest(self.rows.calibration),
                 "shared_with_gate": self.rows.shared,
                 "products": len(hardest),
                 "in_float": list(in_float),
+                "outliers_apart": list(quantizer.outliers),
             }
             try:
                 return self._finish(

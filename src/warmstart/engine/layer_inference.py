@@ -1,0 +1,40 @@
+"""One of BERT's layers on a pack, without gradients: as few passes over memory as torch's operations allow.
+
+Products are those of the library that is quicker on this processor (`products.py`), GELU is computed where its product
+is, and the last layer of a head that reads the first token alone computes these tokens only.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from warmstart.engine.layer_weights import Shape, Weights
+from warmstart.engine.products import affine, affine_gelu
+
+
+def infer(x: Tensor, firsts: Tensor | None, shape: Shape, w: Weights) -> Tensor:
+    """(T, H) → (T, H). `firsts`: the positions for which alone the output is wanted, (B,) → (B, H)."""
+    rest = x if firsts is None else x.index_select(0, firsts)
+    context = _attend(affine(rest, w.wq, w.bq), affine(x, w.wk, w.bk), affine(x, w.wv, w.bv), shape)
+    middle = affine(context, w.wo, w.bo).add_(rest)
+    middle = torch.layer_norm(middle, middle.shape[-1:], w.g1, w.b1, shape.eps[0])
+    final = affine(affine_gelu(middle, w.wi, w.bi), w.wf, w.bf).add_(middle)
+    return torch.layer_norm(final, final.shape[-1:], w.g2, w.b2, shape.eps[1])
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, shape: Shape) -> Tensor:
+    """Attention run by run: keys and values (T, H), and queries of all tokens, or of each row's first (B, H)."""
+    context = torch.empty_like(query)
+    only_firsts, row = query.shape[0] != key.shape[0], 0
+    for start, rows, length in shape.blocks:
+        asked = slice(row, row + rows) if only_firsts else slice(start, start + rows * length)
+        q, k, v = (
+            states.view(rows, -1, states.shape[1] // shape.width, shape.width).transpose(1, 2)
+            for states in (query[asked], key[start : start + rows * length], value[start : start + rows * length])
+        )  # (rows, heads, 1 or L, d)
+        mixed = F.scaled_dot_product_attention(q, k, v, scale=shape.scaling)
+        context[asked].view(rows, -1, *mixed.shape[1::2]).copy_(mixed.transpose(1, 2))
+        row += rows
+    return context
