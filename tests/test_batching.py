@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from warmstart import batching
-from warmstart.batching import collate, plan, plan_epoch, windows
+from warmstart.batching import Shapes, collate, plan, plan_epoch, windows
 from warmstart.features import Feature, Pad
 
 lengths = st.lists(st.integers(0, 300), max_size=200)
@@ -41,6 +41,36 @@ def test_a_plan_has_each_index_once_within_the_budget(given: list[int], budget: 
     order = [given[i] for batch in batches for i in batch]
     assert order == sorted(given, reverse=True)  # the batch that may not fit into memory comes first
     assert all(batches)
+
+
+@given(lengths, st.integers(1, 2000), st.integers(0, 200))
+@some
+def test_a_batch_is_parted_where_its_padding_would_be_more(given: list[int], budget: int, most: int) -> None:
+    """And not before: the next feature would have brought too much padding, or too many tokens."""
+    batches = plan(given, max_tokens=budget, max_padding=most)
+    assert [i for batch in batches for i in batch] == [i for batch in plan(given, max_tokens=budget) for i in batch]
+    for batch, after in pairwise([*batches, []]):
+        longest = given[batch[0]]
+        assert padded(batch, given) - sum(given[i] for i in batch) <= most
+        if after:
+            wasted = padded(batch, given) - sum(given[i] for i in batch) + longest - given[after[0]]
+            assert wasted > most or (len(batch) + 1) * longest > budget
+
+
+@given(st.integers(1, 600), st.integers(1, 512), st.none() | st.integers(512, 600))
+@some
+def test_widths_are_rounded_up_a_little(rows: int, longest: int, limit: int | None) -> None:
+    width = Shapes(512, rounded=True, limit=limit).width(rows, longest)
+    assert 0 <= width - longest < 8 and rows * (width - longest) < 32
+    assert limit is None or width <= limit
+    assert Shapes(512, limit=limit).width(rows, longest) == longest
+    shapes = {Shapes(512, rounded=True).width(min(rows, 4), n) for n in range(1, 65)}
+    assert shapes == {8, 16, 24, 32, 40, 48, 56, 64}
+
+
+def test_no_width_is_beyond_the_limit() -> None:
+    """Not even where a feature is: it fails in the model, as it would without rounding."""
+    assert [Shapes(512, rounded=True, limit=50).width(1, n) for n in (41, 48, 49, 50, 51)] == [48, 48, 50, 50, 51]
 
 
 @given(st.lists(st.tuples(st.integers(1, 60), st.integers(1, 30)), max_size=80), st.integers(1, 3000))
@@ -211,6 +241,17 @@ def test_collation_pads_each_array_by_its_rule(sizes: list[int]) -> None:
         assert batch.inputs["left"][i].tolist() == [*[-1] * (longest - size), *range(1, size + 2)]
     assert batch.inputs["left"].dtype == np.int32
     assert batch.targets["labels"].dtype == np.float32
+
+
+def test_collation_to_a_width() -> None:
+    """Inputs a token are made so wide, if they are not wider; targets and what is no list of tokens stay."""
+    pads = {"ids": Pad(0), "left": Pad(7, side="left"), "label": Pad(-100), "one": Pad(per_token=False)}
+    arrays = {"ids": np.array([1, 2]), "left": np.array([3, 4]), "one": np.array(5)}
+    features = [Feature(0, 0, arrays, {"label": np.array([1, 1])}, length=2)]
+    batch = collate(features, pads, width=4)
+    assert batch.inputs["ids"].tolist() == [[1, 2, 0, 0]] and batch.inputs["left"].tolist() == [[7, 7, 3, 4]]
+    assert batch.inputs["one"].tolist() == [5] and batch.targets["label"].tolist() == [[1, 1]]
+    assert collate(features, pads, width=1).inputs["ids"].tolist() == [[1, 2]]
 
 
 def test_collation_copies() -> None:

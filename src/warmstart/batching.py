@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
@@ -21,35 +22,79 @@ T = TypeVar("T")
 # Rows per group of training batches that are sorted by length together: wide enough that little padding is left, and
 # narrow enough that a batch's company still changes from epoch to epoch.
 GROUP_ROWS = 1600
+# The most tokens by which rounding makes a batch wider.
+_ROUNDING_TOKENS = 32
 # Batches that are tried for a row which must stand apart from others.
 _NEAR = 64
 
 
 def plan(
-    lengths: Sequence[int], *, max_tokens: int, max_rows: int | None = None, pieces: Sequence[int] | None = None
+    lengths: Sequence[int],
+    *,
+    max_tokens: int,
+    max_rows: int | None = None,
+    max_padding: int | None = None,
+    pieces: Sequence[int] | None = None,
 ) -> list[list[int]]:
     """Batches of positions, longest first; each holds at most `max_tokens` tokens, its padding counted.
 
-    `pieces` says how many features of at most that length each position brings; None is one each. What is longer than
-    the whole budget goes alone. Longest first, so that a batch that does not fit into memory fails at the start and
-    not at the end.
+    `max_padding`: the most tokens of padding a batch may have; None, any number. `pieces` says how many features of at
+    most that length each position brings; None is one each. What is longer than the whole budget goes alone. Longest
+    first, so that a batch that does not fit into memory fails at the start and not at the end.
 
     >>> plan([3, 9, 4, 8], max_tokens=18)
     [[1, 3], [2, 0]]
+    >>> plan([30, 29, 5, 5], max_tokens=1000, max_padding=20)
+    [[0, 1], [2, 3]]
     """
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     batches: list[list[int]] = []
-    longest = held = 0
+    longest = held = padding = 0
     for i in order:
         own = 1 if pieces is None else pieces[i]
         batch = batches[-1] if batches else None
-        if batch is None or (held + own) * longest > max_tokens or len(batch) == max_rows:
+        padding += own * (longest - lengths[i])
+        wasteful = max_padding is not None and padding > max_padding
+        if batch is None or (held + own) * longest > max_tokens or len(batch) == max_rows or wasteful:
             batches.append([i])
-            longest, held = lengths[i], own
+            longest, held, padding = lengths[i], own, 0
         else:
             batch.append(i)
             held += own
     return batches
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """The shapes of batches at which a runtime is quickest.
+
+    `max_tokens`: padded tokens of a batch; a caller's larger number is no use. `call_tokens`: what a call costs beside
+    its tokens, counted in tokens, where padding is computed: a batch with more padding than that is better two. None
+    where padding costs nothing. `rounded`: each new shape costs time and memory, so that widths are rounded up, to
+    `limit` at most, the most tokens that the model takes.
+    """
+
+    max_tokens: int
+    call_tokens: int | None = None
+    rounded: bool = False
+    limit: int | None = None
+
+    def plan(self, lengths: Sequence[int], *, max_tokens: int) -> list[list[int]]:
+        """Batches of positions, longest first, of at most `max_tokens` padded tokens."""
+        return plan(lengths, max_tokens=min(max_tokens, self.max_tokens), max_padding=self.call_tokens)
+
+    def width(self, rows: int, longest: int) -> int:
+        """How wide a batch of `rows` features is made. To a multiple of 8 where they are few, of less where they are
+        more, so that a batch gains fewer than `_ROUNDING_TOKENS`.
+
+        >>> Shapes(512, rounded=True).width(3, 17), Shapes(512, rounded=True).width(9, 17), Shapes(512).width(3, 17)
+        (24, 18, 17)
+        """
+        if not self.rounded:
+            return longest
+        step = next(step for step in (8, 4, 2, 1) if step == 1 or step * rows <= _ROUNDING_TOKENS)
+        width = -(-longest // step) * step
+        return width if self.limit is None else max(longest, min(width, self.limit))
 
 
 def plan_epoch(
@@ -153,14 +198,15 @@ def _greedy(rows: Sequence[int], keys: Sequence[frozenset[bytes]], batch_size: i
     return batches
 
 
-def collate(features: Sequence[Feature], pads: Mapping[str, Pad]) -> Batch:
+def collate(features: Sequence[Feature], pads: Mapping[str, Pad], *, width: int = 0) -> Batch:
     """Stack features into one batch; every array is padded by the rule `pads` has for its name.
 
-    Per-token arrays of shape (t,) become (B, T), T their own longest; arrays of a fixed shape are stacked as they are.
+    Per-token arrays of shape (t,) become (B, T), T their own longest, or of inputs `width` where that is more; arrays
+    of a fixed shape are stacked as they are.
     """
     return Batch(
         features=tuple(features),
-        inputs=_stack([feature.inputs for feature in features], pads),
+        inputs=_stack([feature.inputs for feature in features], pads, width),
         targets=_stack([feature.targets for feature in features], pads),
     )
 
@@ -183,14 +229,14 @@ def windows(
         yield window
 
 
-def _stack(columns: Sequence[Mapping[str, Array]], pads: Mapping[str, Pad]) -> dict[str, Array]:
-    return {name: _pad([column[name] for column in columns], pads[name]) for name in columns[0]}
+def _stack(columns: Sequence[Mapping[str, Array]], pads: Mapping[str, Pad], width: int = 0) -> dict[str, Array]:
+    return {name: _pad([column[name] for column in columns], pads[name], width) for name in columns[0]}
 
 
-def _pad(arrays: Sequence[Array], pad: Pad) -> Array:
+def _pad(arrays: Sequence[Array], pad: Pad, width: int) -> Array:
     if not pad.per_token:
         return np.stack(arrays)
-    longest = max(len(array) for array in arrays)
+    longest = max(width, *(len(array) for array in arrays))
     stacked = np.full((len(arrays), longest), pad.value, dtype=arrays[0].dtype)
     for row, array in zip(stacked, arrays, strict=True):
         if pad.side == "right":

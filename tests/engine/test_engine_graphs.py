@@ -16,7 +16,7 @@ import torch
 import warmstart as ws
 from support.damage import copy_of
 from support.exports import TEXTS, rows, tiny_export
-from warmstart.batching import collate
+from warmstart.batching import Shapes, collate
 from warmstart.engine import graph_runtime, graph_writer
 from warmstart.engine.graph import Traced, trace, weights_digest
 from warmstart.engine.graph_ranges import Ranges
@@ -56,7 +56,14 @@ def test_what_is_not_installed_is_said_with_its_extra(
     calls: list[Callable[[], Any]] = [
         lambda: graph_writer(format),
         lambda: graph_runtime(
-            format, tmp_path, precision="fp32", inputs=("x",), outputs=[("y", (None,))], digest="", cache=None
+            format,
+            tmp_path,
+            precision="fp32",
+            inputs=("x",),
+            outputs=[("y", (None,))],
+            limit=512,
+            digest="",
+            cache=None,
         ),
         lambda: ws.export("starter", tmp_path / "out", format=format),
     ]
@@ -155,7 +162,7 @@ def test_memory_that_runs_out_is_a_memory_error(openvino_folder: Path, cache: Pa
     pipe = ws.load(openvino_folder)
     batch = collate(list(pipe.task.encode(rows(1))), pipe.task.pads)
     with pytest.raises(MemoryError):
-        OpenVinoRuntime(Full(), ("input_ids",), ("logits",)).run(batch)
+        OpenVinoRuntime(Full(), ("input_ids",), ("logits",), Shapes(512)).run(batch)
 
 
 # --- tracing ------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from warmstart.batching import Shapes
 from warmstart.engine import predict
 from warmstart.engine.predict import FIRST_WINDOW, LARGEST_WINDOW, WINDOW_CHARACTERS, by_row, run_features
 from warmstart.errors import DataError, WarmstartError
@@ -44,8 +45,8 @@ class Counting:
 
     most: int = 10**9
     device: str = "toy"
-    max_tokens: int = 10**9
-    shapes: list[tuple[int, int]] = field(default_factory=list)
+    shapes: Shapes = Shapes(10**9)
+    ran: list[tuple[int, int]] = field(default_factory=list)
     refused: list[tuple[int, int]] = field(default_factory=list)
 
     def run(self, batch: Batch) -> dict[str, Array]:
@@ -53,7 +54,7 @@ class Counting:
         if ids.size > self.most:
             self.refused.append(ids.shape)
             raise MemoryError(f"{ids.size} tokens")
-        self.shapes.append(ids.shape)
+        self.ran.append(ids.shape)
         return {"first": ids[:, 0], "sum": ids.sum(axis=1)}
 
 
@@ -85,7 +86,7 @@ def test_rows_come_back_in_order_under_any_budget(sizes: list[list[int]], budget
     rows = [row(i, *each) for i, each in enumerate(sizes)]
     runtime = Counting(most=memory)
     assert run(iter(rows), runtime, budget) == expected(rows)
-    assert all(count * width <= max(budget, width) for count, width in runtime.shapes)
+    assert all(count * width <= max(budget, width) for count, width in runtime.ran)
 
 
 def test_windows_of_a_row_scatter_over_batches() -> None:
@@ -93,8 +94,8 @@ def test_windows_of_a_row_scatter_over_batches() -> None:
     rows = [row(0, *[16] * 100), row(1, 4), row(2, *[16] * 3)]
     runtime = Counting()
     assert run(rows, runtime, 256) == expected(rows)
-    assert max(count * width for count, width in runtime.shapes) <= 256
-    assert len(runtime.shapes) == 7
+    assert max(count * width for count, width in runtime.ran) <= 256
+    assert len(runtime.ran) == 7
 
 
 def test_by_row_gathers_positions() -> None:
@@ -105,7 +106,7 @@ def test_by_row_gathers_positions() -> None:
 def test_no_rows_no_predictions() -> None:
     runtime = Counting()
     assert run([], runtime) == []
-    assert runtime.shapes == []
+    assert runtime.ran == []
 
 
 # --- how far it reads, and what it keeps ------------------------------------------------------------------------------
@@ -166,10 +167,10 @@ def test_a_batch_that_does_not_fit_is_split_until_it_does() -> None:
     runtime = Counting(most=30)
     assert run(rows, runtime, 400) == expected(rows)
     assert runtime.refused[0] == (40, 10)
-    assert all(count <= 3 for count, _ in runtime.shapes)
+    assert all(count <= 3 for count, _ in runtime.ran)
     healthy = Counting()
     assert run(rows, healthy, 400) == expected(rows)
-    assert healthy.shapes == [(40, 10)]
+    assert healthy.ran == [(40, 10)]
 
 
 def test_one_feature_that_does_not_fit_is_an_error_with_a_way_out() -> None:
@@ -193,7 +194,7 @@ def test_a_retry_does_not_hold_the_failed_batch() -> None:
     @dataclass
     class Heavy:
         device: str = "toy"
-        max_tokens: int = 10**9
+        shapes: Shapes = Shapes(10**9)
 
         def run(self, batch: Batch) -> dict[str, Array]:
             assert not any(reference() for reference in alive), "the failed batch is still in memory"
@@ -212,7 +213,7 @@ def test_other_errors_are_not_retried() -> None:
     @dataclass
     class Broken:
         device: str = "toy"
-        max_tokens: int = 10**9
+        shapes: Shapes = Shapes(10**9)
         calls: int = 0
 
         def run(self, batch: Batch) -> dict[str, Array]:

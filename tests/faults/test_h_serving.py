@@ -17,6 +17,7 @@ import pytest
 
 import warmstart as ws
 from support.serving import Gated, Misbehaving, eventually, numpy_pipeline, wait_ready, with_runtime
+from warmstart.batching import Shapes
 from warmstart.features import Array, Batch
 from warmstart.serving.limits import Limits
 from warmstart.serving.server import Server
@@ -214,7 +215,7 @@ class Fatal:
     inner: Any
     told: threading.Event
     device: str = "cpu"
-    max_tokens: int = 4096
+    shapes: Shapes = Shapes(4096)
 
     def run(self, batch: Batch) -> dict[str, Array]:
         if self.told.is_set():

@@ -19,6 +19,7 @@ import numpy as np
 import tokenizers
 
 import warmstart as ws
+from warmstart.batching import Shapes
 from warmstart.engine import Runtime
 from warmstart.features import Array, Batch
 from warmstart.tasks.sentence_embedding import Embedding
@@ -31,7 +32,7 @@ class Arithmetic:
     """A runtime that computes two logits from a text's token ids; no model, and nothing to load."""
 
     device: str = "cpu"
-    max_tokens: int = 4096
+    shapes: Shapes = Shapes(4096)
 
     def run(self, batch: Batch) -> dict[str, Array]:
         ids, mask = batch.inputs["input_ids"], batch.inputs["attention_mask"]
@@ -78,7 +79,7 @@ class Gated:
     entered: threading.Event = dataclasses.field(default_factory=threading.Event)
     batches: list[int] = dataclasses.field(default_factory=list)
     device: str = "cpu"
-    max_tokens: int = 4096
+    shapes: Shapes = Shapes(4096)
 
     def run(self, batch: Batch) -> dict[str, Array]:
         self.entered.set()
@@ -95,7 +96,7 @@ class Misbehaving:
     tokens: int
     fault: Callable[[Batch, dict[str, Array]], dict[str, Array]]
     device: str = "cpu"
-    max_tokens: int = 4096
+    shapes: Shapes = Shapes(4096)
 
     def run(self, batch: Batch) -> dict[str, Array]:
         outputs = self.inner.run(batch)

@@ -14,6 +14,7 @@ import pytest
 
 import warmstart as ws
 from support.exports import rows
+from warmstart.batching import Shapes
 from warmstart.errors import DataError, WarmstartError
 from warmstart.features import Array, Batch
 from warmstart.rows import Row
@@ -29,7 +30,7 @@ class Changed:
     inner: Any
     change: Change
     device: str = "cpu"
-    max_tokens: int = 4096
+    shapes: Shapes = Shapes(4096)
 
     def run(self, batch: Batch) -> dict[str, Array]:
         return self.change(batch, self.inner.run(batch))

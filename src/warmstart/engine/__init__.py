@@ -64,10 +64,12 @@ def graph_runtime(
     precision: str,
     inputs: tuple[str, ...],
     outputs: Outputs,
+    limit: int,
     digest: str,
     cache: Path | None,
 ) -> Runtime:
-    """The runtime of an exported graph, by the name of its format. Imports neither torch nor transformers.
+    """The runtime of an exported graph, by the name of its format; `limit`: the most tokens it takes. Imports neither
+    torch nor transformers.
 
     Raises UsageError `extra-missing`; CheckpointError `graph-unusable`, `export-record-mismatch`.
     """
@@ -75,11 +77,11 @@ def graph_runtime(
     if format == "onnx":
         from warmstart.engine import runtime_onnx
 
-        return runtime_onnx.open_graph(graph, inputs=inputs, outputs=outputs)
+        return runtime_onnx.open_graph(graph, precision=precision, inputs=inputs, outputs=outputs, limit=limit)
     with _without_telemetry():
         from warmstart.engine import runtime_openvino
     return runtime_openvino.open_graph(
-        graph, precision=precision, inputs=inputs, outputs=outputs, digest=digest, cache=cache
+        graph, precision=precision, inputs=inputs, outputs=outputs, limit=limit, digest=digest, cache=cache
     )
 
 

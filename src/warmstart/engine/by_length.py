@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from warmstart.batching import plan
 
 
 @dataclass(frozen=True)
@@ -51,15 +54,7 @@ def bands(lengths: Sequence[int], band_tokens: int) -> list[int]:
     >>> bands([30, 29, 5, 5], band_tokens=20)
     [2, 2]
     """
-    counts: list[int] = []
-    longest = wasted = 0
-    for length in lengths:
-        wasted += longest - length
-        if not counts or wasted > band_tokens:
-            counts.append(0)
-            longest, wasted = length, 0
-        counts[-1] += 1
-    return counts
+    return [len(band) for band in plan(lengths, max_tokens=sys.maxsize, max_padding=band_tokens)]
 
 
 def _kept(mask: Tensor) -> Tensor | None:

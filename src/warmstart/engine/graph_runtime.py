@@ -8,15 +8,23 @@ from pathlib import Path
 
 import numpy as np
 
+from warmstart.batching import Shapes
 from warmstart.errors import CheckpointError, UsageError
 from warmstart.features import Array, Batch
 
 # Padded tokens a graph runs at once: the activations stay in a CPU's cache, and a batch has little padding of its own.
 # A MiniLM in int8 made 373 texts/s so, and 346 with 2,048; with 4,096 in fp32 a third less.
-GRAPH_TOKENS = 512
+_TOKENS = 512
+# What a call costs beside its tokens, in tokens, by precision (docs/log.md).
+_CALL_TOKENS = {"int8": 48, "fp32": 16}
 
 # (name, axes); an axis is None where it depends on the batch.
 Outputs = Sequence[tuple[str, Sequence[int | None]]]
+
+
+def shapes_of(precision: str, *, limit: int, rounded: bool) -> Shapes:
+    """The batches at which a graph is quickest; `limit`: the most tokens it takes."""
+    return Shapes(_TOKENS, call_tokens=_CALL_TOKENS[precision], rounded=rounded, limit=limit)
 
 
 def threads() -> int:

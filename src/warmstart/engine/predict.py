@@ -7,14 +7,14 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from warmstart.batching import collate, plan, windows
+from warmstart.batching import Shapes, collate, windows
 from warmstart.errors import WarmstartError
 from warmstart.features import Array, Batch, Feature
 from warmstart.rows import Row
 from warmstart.tasks import Prediction, Task
 from warmstart.tasks.contract import Generates, NeedsModel
 
-# Padded tokens a batch may hold. Beyond this a GPU gains little for encoders of common size; see `Runtime.max_tokens`.
+# Padded tokens a batch may hold. Beyond this a GPU gains little for encoders of common size; see `Runtime.shapes`.
 MAX_TOKENS = 4096
 
 # Rows that are sorted by length together. The first window is small, so that a first answer does not wait for
@@ -32,9 +32,7 @@ class Runtime(Protocol):
     def device(self) -> str: ...
 
     @property
-    def max_tokens(self) -> int:
-        """Padded tokens a batch may hold to be quickest here: a caller's larger number is no use."""
-        ...
+    def shapes(self) -> Shapes: ...
 
     def run(self, batch: Batch) -> dict[str, Array]: ...
 
@@ -78,8 +76,7 @@ def run_features(
 ) -> list[dict[str, Array]]:
     """Each feature's outputs, in the order of `features`; batches are planned by length."""
     outputs: list[dict[str, Array]] = [{} for _ in features]
-    budget = min(max_tokens, runtime.max_tokens)
-    for members in plan([feature.length for feature in features], max_tokens=budget):
+    for members in runtime.shapes.plan([feature.length for feature in features], max_tokens=max_tokens):
         for i, output in zip(members, run_batch(task, runtime, [features[i] for i in members]), strict=True):
             outputs[i] = output
     return outputs
@@ -119,7 +116,8 @@ def run_batch(task: Task, runtime: Runtime, features: Sequence[Feature]) -> list
             parts = [features[start : start + most] for start in range(0, len(features), most)]
             return [output for part in parts for output in run_batch(task, runtime, part)]
     try:
-        outputs = runtime.run(collate(features, task.pads))
+        width = runtime.shapes.width(len(features), max(feature.length for feature in features))
+        outputs = runtime.run(collate(features, task.pads, width=width))
     except MemoryError:
         outputs = None  # nothing is retried in here, where the error's traceback holds the failed batch in memory
     if outputs is not None:

@@ -9,12 +9,13 @@ from typing import Any
 import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
+from warmstart.batching import Shapes
 from warmstart.engine.graph_runtime import (
-    GRAPH_TOKENS,
     Outputs,
     check_names,
     inputs_of,
     is_out_of_memory,
+    shapes_of,
     threads,
     unreadable,
 )
@@ -30,8 +31,8 @@ class OnnxRuntime:
     session: Any
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    shapes: Shapes
     device: str = "cpu"
-    max_tokens: int = GRAPH_TOKENS
 
     def run(self, batch: Batch) -> dict[str, Array]:
         """Each output as an array whose first axis is the batch's features.
@@ -47,7 +48,7 @@ class OnnxRuntime:
             raise
 
 
-def open_graph(graph: Path, *, inputs: tuple[str, ...], outputs: Outputs) -> OnnxRuntime:
+def open_graph(graph: Path, *, precision: str, inputs: tuple[str, ...], outputs: Outputs, limit: int) -> OnnxRuntime:
     """The runtime of an ONNX file. Raises CheckpointError `graph-unusable`, `export-record-mismatch`."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads()
@@ -74,4 +75,5 @@ def open_graph(graph: Path, *, inputs: tuple[str, ...], outputs: Outputs) -> Onn
             for port in session.get_outputs()
         },
     )
-    return OnnxRuntime(session, inputs, tuple(name for name, _ in outputs))
+    shapes = shapes_of(precision, limit=limit, rounded=False)
+    return OnnxRuntime(session, inputs, tuple(name for name, _ in outputs), shapes)

@@ -22,12 +22,13 @@ from typing import Any
 import numpy as np
 import openvino
 
+from warmstart.batching import Shapes
 from warmstart.engine.graph_runtime import (
-    GRAPH_TOKENS,
     Outputs,
     check_names,
     inputs_of,
     is_out_of_memory,
+    shapes_of,
     threads,
     unreadable,
 )
@@ -47,9 +48,9 @@ class OpenVinoRuntime:
     compiled: Any
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    shapes: Shapes
     memory: Any = field(default=None, repr=False, compare=False)  # the mapped file that `compiled` may read from
     device: str = "cpu"
-    max_tokens: int = GRAPH_TOKENS
     _requests: deque[Any] = field(default_factory=deque, init=False, repr=False, compare=False)
 
     def run(self, batch: Batch) -> dict[str, Array]:
@@ -74,7 +75,14 @@ class OpenVinoRuntime:
 
 
 def open_graph(
-    graph: Path, *, precision: str, inputs: tuple[str, ...], outputs: Outputs, digest: str, cache: Path | None
+    graph: Path,
+    *,
+    precision: str,
+    inputs: tuple[str, ...],
+    outputs: Outputs,
+    limit: int,
+    digest: str,
+    cache: Path | None,
 ) -> OpenVinoRuntime:
     """The runtime of an OpenVINO file. `digest` is that of its content; compiled graphs are kept below `cache`.
 
@@ -99,7 +107,9 @@ def open_graph(
     except RuntimeError as error:
         raise unreadable(graph, "OpenVINO", error) from error
     check_names(graph, inputs=inputs, outputs=outputs, found_inputs=found_inputs, found_outputs=found_outputs)
-    return OpenVinoRuntime(compiled, inputs, tuple(name for name, _ in outputs), memory)
+    # For each shape it meets OpenVINO prepares every step anew, and keeps what it made.
+    shapes = shapes_of(precision, limit=limit, rounded=True)
+    return OpenVinoRuntime(compiled, inputs, tuple(name for name, _ in outputs), shapes, memory)
 
 
 @cache

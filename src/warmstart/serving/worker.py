@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from concurrent.futures import Executor, InvalidStateError
 from typing import Any
 
-from warmstart.batching import plan
 from warmstart.engine import Runtime, by_row, decode_row, run_batch
 from warmstart.features import Array, Feature
 from warmstart.serving.metrics import Metrics
@@ -41,7 +40,7 @@ class Worker:
     ) -> None:
         self._name, self._task, self._runtime, self._queue = name, task, runtime, queue
         self._draw, self._pool, self._metrics = budget, pool, metrics
-        self._budget = min(budget, runtime.max_tokens)
+        self._budget = min(budget, runtime.shapes.max_tokens)
         self._rate = _FIRST_RATE
         self._thread = threading.Thread(target=self._work, name=f"warmstart-{name}", daemon=True)
 
@@ -77,7 +76,7 @@ class Worker:
         for piece in pieces:
             if piece.index == 0:
                 self._metrics.stage(self._name, "queue", started - piece.job.waiting_since)
-        for members in plan([piece.feature.length for piece in pieces], max_tokens=self._budget):
+        for members in self._runtime.shapes.plan([piece.feature.length for piece in pieces], max_tokens=self._budget):
             batch = [pieces[i] for i in members if not pieces[i].job.gone]
             if batch:
                 self._run(batch)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from warmstart.batching import Shapes
 from warmstart.engine import Runtime, predict
 from warmstart.features import Array, Batch
 from warmstart.pipeline import Pipeline
@@ -68,8 +69,8 @@ class _Counted:
         return self.runtime.device
 
     @property
-    def max_tokens(self) -> int:
-        return self.runtime.max_tokens
+    def shapes(self) -> Shapes:
+        return self.runtime.shapes
 
     def run(self, batch: Batch) -> dict[str, Array]:
         self.seen.append(batch.inputs["input_ids"].size)

@@ -102,6 +102,7 @@ def exported_pipeline(
         precision=record.precision,
         inputs=record.inputs,
         outputs=[(output.name, output.shape) for output in record.outputs],
+        limit=record.tokenizer.limit,
         digest=exported.digest,
         cache=cache,
     )
