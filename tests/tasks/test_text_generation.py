@@ -401,6 +401,22 @@ def test_messages_need_a_template(tiny: Callable[..., Path]) -> None:
     assert caught.value.code == "chat-template-missing"
 
 
+@pytest.mark.parametrize(("family", "share"), [("llama", 0.25), ("gpt2", 0.8)])
+def test_adapters_learn_completions_and_end_in_plain_weights(
+    tiny: Callable[..., Path], tmp_path: Path, family: str, share: float
+) -> None:
+    """LoRA: what is trained on prompts with completions generates, merged, reloaded, and in plain transformers."""
+    rows = [{"prompt": f"The film {i} was", "completion": " good and fun"} for i in range(16)]
+    config = ws.TrainConfig(epochs=6, batch_size=4, learning_rate=3e-2, lora=ws.LoRA(rank=4), device="cpu")
+    run = ws.train(tiny(family, "generation"), rows, output=tmp_path / "run", task="text-generation", config=config)
+    first, last = (ws.evaluate(pipe, rows).metrics["perplexity"].value for pipe in (load(tiny, family), run.pipeline))
+    assert last < share * first
+    reloaded = ws.load(run.path, options=NEW, device="cpu")
+    expected = [reference(reloaded, str(row["prompt"])) for row in rows]
+    assert [prediction.generated_text for prediction in reloaded([row["prompt"] for row in rows])] == expected
+    assert expected != [reference(load(tiny, family), str(row["prompt"])) for row in rows]
+
+
 def test_weights_are_exported_and_judged_by_losses_a_graph_is_refused(
     tiny: Callable[..., Path], tmp_path: Path
 ) -> None:
