@@ -244,14 +244,14 @@ def test_collation_pads_each_array_by_its_rule(sizes: list[int]) -> None:
 
 
 def test_collation_to_a_width() -> None:
-    """Inputs a token are made so wide, if they are not wider; targets and what is no list of tokens stay."""
+    """Inputs a token are made wider by what the function says of them; targets and what is no list of tokens stay."""
     pads = {"ids": Pad(0), "left": Pad(7, side="left"), "label": Pad(-100), "one": Pad(per_token=False)}
     arrays = {"ids": np.array([1, 2]), "left": np.array([3, 4]), "one": np.array(5)}
     features = [Feature(0, 0, arrays, {"label": np.array([1, 1])}, length=2)]
-    batch = collate(features, pads, width=4)
+    batch = collate(features, pads, width=lambda rows, longest: rows + longest + 1)
     assert batch.inputs["ids"].tolist() == [[1, 2, 0, 0]] and batch.inputs["left"].tolist() == [[7, 7, 3, 4]]
     assert batch.inputs["one"].tolist() == [5] and batch.targets["label"].tolist() == [[1, 1]]
-    assert collate(features, pads, width=1).inputs["ids"].tolist() == [[1, 2]]
+    assert collate(features, pads).inputs["ids"].tolist() == [[1, 2]]
 
 
 def test_collation_copies() -> None:

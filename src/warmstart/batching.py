@@ -80,7 +80,7 @@ class Shapes:
     limit: int | None = None
 
     def plan(self, lengths: Sequence[int], *, max_tokens: int) -> list[list[int]]:
-        """Batches of positions, longest first, of at most `max_tokens` padded tokens."""
+        """Batches of positions, longest first, of at most `max_tokens` padded tokens before widths are rounded."""
         return plan(lengths, max_tokens=min(max_tokens, self.max_tokens), max_padding=self.call_tokens)
 
     def width(self, rows: int, longest: int) -> int:
@@ -198,11 +198,13 @@ def _greedy(rows: Sequence[int], keys: Sequence[frozenset[bytes]], batch_size: i
     return batches
 
 
-def collate(features: Sequence[Feature], pads: Mapping[str, Pad], *, width: int = 0) -> Batch:
+def collate(
+    features: Sequence[Feature], pads: Mapping[str, Pad], *, width: Callable[[int, int], int] | None = None
+) -> Batch:
     """Stack features into one batch; every array is padded by the rule `pads` has for its name.
 
-    Per-token arrays of shape (t,) become (B, T), T their own longest, or of inputs `width` where that is more; arrays
-    of a fixed shape are stacked as they are.
+    Per-token arrays of shape (t,) become (B, T), T their own longest, or for inputs what `width(B, longest)` makes of
+    it; arrays of a fixed shape are stacked as they are.
     """
     return Batch(
         features=tuple(features),
@@ -229,14 +231,17 @@ def windows(
         yield window
 
 
-def _stack(columns: Sequence[Mapping[str, Array]], pads: Mapping[str, Pad], width: int = 0) -> dict[str, Array]:
+def _stack(
+    columns: Sequence[Mapping[str, Array]], pads: Mapping[str, Pad], width: Callable[[int, int], int] | None = None
+) -> dict[str, Array]:
     return {name: _pad([column[name] for column in columns], pads[name], width) for name in columns[0]}
 
 
-def _pad(arrays: Sequence[Array], pad: Pad, width: int) -> Array:
+def _pad(arrays: Sequence[Array], pad: Pad, width: Callable[[int, int], int] | None) -> Array:
     if not pad.per_token:
         return np.stack(arrays)
-    longest = max(width, *(len(array) for array in arrays))
+    longest = max(len(array) for array in arrays)
+    longest = longest if width is None else width(len(arrays), longest)
     stacked = np.full((len(arrays), longest), pad.value, dtype=arrays[0].dtype)
     for row, array in zip(stacked, arrays, strict=True):
         if pad.side == "right":

@@ -31,7 +31,7 @@ class Feature:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Features side by side, each array padded by its own rule to the longest of this batch."""
+    """Features side by side, each array padded by its own rule to the longest of this batch, or further."""
 
     features: tuple[Feature, ...]
     inputs: Mapping[str, Any]  # name -> (B, T) array, or tensor once a runtime has converted it

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tracemalloc
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -96,6 +96,30 @@ def test_windows_of_a_row_scatter_over_batches() -> None:
     assert run(rows, runtime, 256) == expected(rows)
     assert max(count * width for count, width in runtime.ran) <= 256
     assert len(runtime.ran) == 7
+
+
+@given(st.lists(st.lists(st.integers(1, 45), min_size=1, max_size=3), max_size=60), st.integers(0, 60))
+@settings(max_examples=60, deadline=None)
+def test_a_runtime_says_which_shapes_it_is_quick_at(sizes: list[list[int]], call_tokens: int) -> None:
+    """Batches are parted where padding outgrows a call, widths rounded up, to the model's limit; answers are the same."""
+    rows = [row(i, *each) for i, each in enumerate(sizes)]
+    runtime = Counting(shapes=Shapes(300, call_tokens=call_tokens, rounded=True, limit=45))
+    assert run(rows, runtime, 10**6) == expected(rows)
+    assert all(width <= 45 and (width % 8 == 0 or width == 45) for count, width in runtime.ran if count <= 4)
+    computed, given = sum(count * width for count, width in runtime.ran), sum(map(sum, sizes))
+    assert computed - given <= len(runtime.ran) * (call_tokens + 32)
+
+
+def test_only_what_runs_over_tokens_decides_the_width() -> None:
+    """A feature may be longer than its inputs, by its targets: a model has no position for these."""
+
+    class Longer(Echo):
+        def encode(self, rows: Sequence[Row]) -> Iterator[Feature]:
+            return (replace(feature, length=feature.length + 60) for feature in super().encode(rows))
+
+    runtime = Counting()
+    assert list(predict(Longer(), runtime, [row(0, 5)])) == expected([row(0, 5)])  # type: ignore[arg-type]
+    assert runtime.ran == [(1, 5)]
 
 
 def test_by_row_gathers_positions() -> None:

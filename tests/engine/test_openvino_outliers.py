@@ -104,6 +104,29 @@ def test_what_is_not_parted(settings: dict[str, Any]) -> None:
     assert names(model) == before
 
 
+def test_products_in_a_chain() -> None:
+    """The second product of one pair is the first of the next: only one of both pairs is parted, and it stays right."""
+
+    def chain() -> Any:
+        rng = np.random.default_rng(2)
+        states = op.parameter([-1, -1, WIDTH], np.float32, name="states")
+        mask = op.parameter([-1, -1], np.int64, name="attention_mask")
+        value, width = states, WIDTH
+        for inner in (80, 64, WIDTH):
+            weights = rng.normal(size=(inner, width)).astype(np.float32) / 3
+            bias = np.zeros((1, 1, inner), dtype=np.float32)
+            bias[..., :2] = 40
+            value = op.add(op.matmul(value, op.constant(weights), False, True), op.constant(bias))
+            value, width = (op.gelu(value, "erf") if inner != WIDTH else value), inner
+        for port, name in ((states, "states"), (mask, "attention_mask")):
+            port.output(0).get_tensor().set_names({name})
+        return openvino.Model([value], [states, mask])
+
+    parted = chain()
+    assert len(part_outliers(parted, batches())) == 2
+    assert answers(parted) == pytest.approx(answers(chain()), rel=1e-4, abs=1e-3)
+
+
 def test_an_activation_that_others_read() -> None:
     model = feed_forward()
     model.add_outputs([("active", 0)])

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn.modules.module import register_module_forward_hook
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
@@ -156,8 +157,10 @@ def test_products_with_gelu(monkeypatch: pytest.MonkeyPatch) -> None:
         torch.testing.assert_close(products.affine_gelu(x, weight, bias), wanted, atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")  # torch's own, for forward derivatives
 def test_what_is_left_to_the_stock_layer_without_gradients(answers: list[bool]) -> None:
-    """Another type or device of states, autocast, hooks, adapters, and what a call asks for beside."""
+    """Another type of states, autocast, hooks, adapters, forward derivatives, what a call asks for beside, and dropout
+    that somebody left on."""
     inputs = batch()
     with torch.inference_mode():
         for change in (wrap, hook):
@@ -171,6 +174,40 @@ def test_what_is_left_to_the_stock_layer_without_gradients(answers: list[bool]) 
             model(**inputs)
         model(**inputs, output_hidden_states=True)
         model.bfloat16()(**inputs)
+        model.float()
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.5
+                module.train()
+        assert not torch.equal(model(**inputs).logits, model(**inputs).logits), "dropout is on"
+    model.eval()
+    embedded = model.get_input_embeddings()(inputs["input_ids"]).detach()
+    with torch.no_grad(), forward_ad.dual_level():
+        dual = forward_ad.make_dual(embedded, torch.ones_like(embedded))
+        with pytest.raises(
+            NotImplementedError, match="forward AD"
+        ):  # none is lost silently
+            model(**{**inputs, "input_ids": None, "inputs_embeds": dual})
+    assert not answers
+
+
+def test_a_batch_without_padding_is_packed_where_that_is_quicker(answers: list[bool]) -> None:
+    """Not where its layers are not written out: nothing is gained there."""
+    inputs = {name: tensor[:1, :5] for name, tensor in batch((5, 5)).items()}
+    with torch.inference_mode():
+        pair("bert")[1](**inputs)
+        assert answers == [False, False]
+        answers.clear()
+        for settings in ({}, {"hidden_act": "gelu_new"}):
+            model: Any = pair("bert", **settings)[1]
+            packs: list[bool] = []
+            layer = model.encoder.layer[0]
+            layer.register_forward_pre_hook(
+                lambda module, args, kwargs, packs=packs: packs.append(kwargs.get("pack") is not None), with_kwargs=True
+            )
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=not settings):
+                model(**inputs)
+            assert packs == [False]
     assert not answers
 
 

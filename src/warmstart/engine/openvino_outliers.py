@@ -89,6 +89,9 @@ def part_outliers(model: Any, batches: Sequence[Mapping[str, Array]]) -> tuple[s
     `batches`: the calibration rows.
     """
     pairs = [pair for node in per_token(model) if (pair := _Pair.ending_at(node)) is not None]
+    # A product that ends one pair and begins another is parted once: the second pair would read it half parted.
+    ends = {pair.second.get_friendly_name() for pair in pairs}
+    pairs = [pair for pair in pairs if pair.first.get_friendly_name() not in ends]
     names: list[str] = []
     for pair, largest in zip(pairs, _largest(model, pairs, batches), strict=True):
         order = np.argsort(-largest, kind="stable")

@@ -33,7 +33,7 @@ class UnpaddedCall:
     generates: bool
     first_is_read: bool  # heads read position 0, whatever stands there
     windowed: bool  # in some layer, tokens far apart do not see each other
-    written_out: bool = False  # its layers have a quicker way on a pack, on a CPU, even where nothing is padding
+    written_out: bool = False  # its layers have a quicker way on a pack, even where nothing is padding: `packed_layer`
 
     @property
     def __signature__(self) -> inspect.Signature:
@@ -64,6 +64,10 @@ class UnpaddedCall:
             return self.whole and bool(asked)
         return self.generates and bool(self.base.config.use_cache) and not self.base.training
 
+    def _is_quicker_packed(self, mask: Tensor) -> bool:
+        exact = self.base.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled("cpu")
+        return self.written_out and mask.device.type == "cpu" and exact
+
     def _usable_mask(self, given: Mapping[str, Any], *, full_too: bool) -> Tensor | None:
         """The mask of shape (B, S) by which this call is packed, or None where it runs as it is: `full_too`, also where
         the mask hides nothing."""
@@ -84,7 +88,7 @@ class UnpaddedCall:
             return None
         mask = mask.to(inputs.device)
         if mask.all():
-            return mask if full_too or (self.written_out and mask.device.type == "cpu") else None
+            return mask if full_too or self._is_quicker_packed(mask) else None
         if not mask.any() or (self.first_is_read and not mask[:, 0].all()):
             return None
         # Across a hole, tokens of a pack stand nearer to each other than they are.

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn.modules.module import _has_any_global_hook
 from transformers.activations import GELUActivation
 
@@ -77,11 +78,15 @@ def why_stock(layer: Any, hidden: Tensor) -> str | None:
         return "autocast is on"
     if _has_any_global_hook() or torch._C._are_functorch_transforms_active():
         return "somebody looks into every module"
+    if forward_ad._current_level >= 0:
+        return "derivatives are taken forward"
     modules = dict(layer.named_modules())
     del modules[""]  # hooks on the layer itself are called as ever
     if modules.keys() != _MODULES.keys():
         return "its modules are not those of BERT's layers"
     for name, module in modules.items():
+        if module.training != layer.training:  # somebody wants dropout where there is none, or none where there is
+            return f"{name} is in another mode than its layer"
         kind = _MODULES[name]
         if type(module) is not kind if kind else not type(module).__module__.startswith("transformers.models."):
             return f"{name} is a {type(module).__name__}"

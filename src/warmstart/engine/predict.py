@@ -116,8 +116,7 @@ def run_batch(task: Task, runtime: Runtime, features: Sequence[Feature]) -> list
             parts = [features[start : start + most] for start in range(0, len(features), most)]
             return [output for part in parts for output in run_batch(task, runtime, part)]
     try:
-        width = runtime.shapes.width(len(features), max(feature.length for feature in features))
-        outputs = runtime.run(collate(features, task.pads, width=width))
+        outputs = runtime.run(collate(features, task.pads, width=runtime.shapes.width))
     except MemoryError:
         outputs = None  # nothing is retried in here, where the error's traceback holds the failed batch in memory
     if outputs is not None:

@@ -1,8 +1,9 @@
 """Matrix products on the library that is quicker on this processor.
 
 torch multiplies float32 by MKL, which is made for Intel's processors. On AMD's with AVX-512 oneDNN, which torch carries
-too, was 1.13 to 1.17 times as fast for the products of a training step (docs/log.md). Which one it is is a function of
-the processor, never of a clock: the same machine gives the same bits.
+too, was 1.13 to 1.17 times as fast for the products of a training step, and up to 1.5 times for those of large batches
+in inference (docs/log.md). Which one it is is a function of the processor, never of a clock: the same machine gives the
+same bits.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import Tensor
 
 def affine(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """(T, in), (out, in) and (out,) → (T, out), for plain tensors on a CPU and without autograd."""
-    if x.dtype == torch.float32 and _onednn_is_quicker():
+    if x.dtype == torch.float32 and torch.backends.mkldnn.enabled and _onednn_is_quicker():
         product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
         return product
     return x @ weight.t() if bias is None else torch.addmm(bias, x, weight.t())
@@ -25,7 +26,7 @@ def affine(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def affine_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """GELU, by the error function, of what `affine` gives."""
-    if x.dtype == torch.float32 and _onednn_is_quicker():
+    if x.dtype == torch.float32 and torch.backends.mkldnn.enabled and _onednn_is_quicker():
         product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu", [], "none")
         return product
     return F.gelu(affine(x, weight, bias))

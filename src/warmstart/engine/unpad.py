@@ -189,7 +189,7 @@ def _install(base: PreTrainedModel, generates: bool) -> None:
         generates=generates,
         first_is_read=kind in (*STACKS, "modernbert"),
         windowed=kind == "modernbert" or vars(base.config).get("sliding_window") is not None,
-        written_out=kind in WRITTEN_OUT,
+        written_out=kind in WRITTEN_OUT and base.config.hidden_act == "gelu",
     )
     base.set_attn_implementation(packed_attention.name_beside(own))
     if kind in STACKS:

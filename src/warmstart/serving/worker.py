@@ -93,7 +93,7 @@ class Worker:
         results = run_isolating(self._task, self._runtime, features)
         self._metrics.stage(self._name, "run", time.monotonic() - started)
         lengths = [feature.length for feature in features]
-        places = max(1, max(lengths) * len(lengths))
+        places = max(1, self._runtime.shapes.width(len(lengths), max(lengths)) * len(lengths))
         self._metrics.batch(self._name, tokens=sum(lengths), places=places, budget=self._budget)
         for piece, result in zip(batch, results, strict=True):
             job = piece.job

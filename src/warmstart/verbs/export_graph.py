@@ -90,8 +90,11 @@ class GraphExport:
         batches = _batches(self.pipe.task, self.rows.calibration, record.inputs)
         quantizer = writer.Quantizer.of(graph, batches)
         hardest: tuple[str, ...] = quantizer.products
-        for attempt, share in enumerate(_IN_FLOAT, start=1):
-            in_float = hardest[: round(len(hardest) * share)]
+        # With every product in int8 only where the worst of their inputs was parted from them.
+        shares = _IN_FLOAT if quantizer.outliers else _IN_FLOAT[1:]
+        counts = list(dict.fromkeys(round(len(hardest) * share) for share in shares))
+        for count in counts:
+            in_float = hardest[:count]
             log.info("int8, with %d of %d matrix products in float32", len(in_float), len(hardest))
             quantized = quantizer.quantize(in_float)
             calibration = {
@@ -106,7 +109,7 @@ class GraphExport:
                     quantized, folder, dataclasses.replace(record, calibration=calibration), in_float=in_float
                 )
             except WarmstartError as error:
-                if error.code != "parity-failed" or attempt == len(_IN_FLOAT):
+                if error.code != "parity-failed" or count == counts[-1]:
                     raise
                 log.info("%s", error.what.splitlines()[0])
         raise AssertionError("the last attempt returns or raises")
