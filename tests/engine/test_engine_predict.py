@@ -101,7 +101,7 @@ def test_windows_of_a_row_scatter_over_batches() -> None:
 @given(st.lists(st.lists(st.integers(1, 45), min_size=1, max_size=3), max_size=60), st.integers(0, 60))
 @settings(max_examples=60, deadline=None)
 def test_a_runtime_says_which_shapes_it_is_quick_at(sizes: list[list[int]], call_tokens: int) -> None:
-    """Batches are parted where padding outgrows a call, widths rounded up, to the model's limit; answers are the same."""
+    """Batches are parted where padding outgrows a call, widths rounded up to the limit; answers stay."""
     rows = [row(i, *each) for i, each in enumerate(sizes)]
     runtime = Counting(shapes=Shapes(300, call_tokens=call_tokens, rounded=True, limit=45))
     assert run(rows, runtime, 10**6) == expected(rows)
