@@ -21,6 +21,7 @@ from warmstart.serving.server import Server
 from warmstart.tasks import as_dict
 
 DATA = Path(__file__).parent.parent.parent.parent / "shared" / "data"
+JSON = {"Content-Type": "application/json"}
 TEXTS = ["I love this film, it is wonderful and warm.", "A dull, tired plot.", "bad", "", "naïve 日本語 \U0001f600"]
 
 
@@ -113,7 +114,9 @@ def test_hugging_faces_client_classifies_and_embeds(
 
 def test_hugging_faces_parameters_are_followed_or_refused(client: httpx.Client) -> None:
     assert client.post("/", json={"inputs": ["a", "b"]}).json()[1][0].keys() == {"label", "score"}
-    for parameters in ({"function_to_apply": "none"}, {"top_k": 0}, {"top_k": True}, []):
+    whole = client.post("/", content='{"inputs": "good", "parameters": {"top_k": 1.0}}', headers=JSON)
+    assert whole.status_code == 200 and len(whole.json()[0]) == 1, "JSON's schemas count 1.0 among the integers"
+    for parameters in ({"function_to_apply": "none"}, {"top_k": 0}, {"top_k": 1.5}, {"top_k": True}, []):
         answer = client.post("/models/reviews", json={"inputs": "a", "parameters": parameters or 3})
         assert answer.status_code == 422, parameters
 

@@ -15,6 +15,8 @@ Receive = Callable[[], Awaitable[Message]]
 
 # Beyond this, parsing would keep the event loop from others for milliseconds.
 _PARSED_ELSEWHERE = 64 << 10
+# Up to here a float names one whole number.
+_EXACT = 2**53
 
 
 class DepartedError(Exception):
@@ -53,7 +55,7 @@ async def parse_json(content: bytes) -> Any:
 def _parse(content: bytes) -> Any:
     try:
         text = content.decode("utf-8")
-        return json.loads(text, object_pairs_hook=_no_twice, parse_constant=_no_constant)
+        return json.loads(text, object_pairs_hook=_no_twice, parse_constant=_no_constant, parse_float=_number)
     except UnicodeDecodeError as error:
         raise _malformed(f"byte {error.start} is not UTF-8") from None
     except json.JSONDecodeError as error:
@@ -73,6 +75,12 @@ def _no_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         raise _FoundError("an object has the same key twice")
     return found
+
+
+def _number(digits: str) -> float:
+    """JSON has one kind of number, and its schemas count 4.0 among the integers."""
+    value = float(digits)
+    return int(value) if value.is_integer() and abs(value) <= _EXACT else value
 
 
 def _no_constant(name: str) -> Any:
