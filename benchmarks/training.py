@@ -59,7 +59,7 @@ class Part:
 
 PARTS = {
     "reviews": Part((OURS, DYNAMIC, GROUPED), "reviews", 1280, judged=True),
-    "fixed": Part((OURS, FIXED), "reviews", 192, turn=2),
+    "fixed": Part((OURS, FIXED), "reviews", 384, turn=4),
     "mixed": Part((OURS, DYNAMIC), "mixed", 192, turn=2),
     "saving": Part((OURS, SAVING), "reviews", 4800, turn=25),
 }
