@@ -41,6 +41,28 @@ def test_values_are_those_of_the_definition(pairs: list[tuple[list[str], list[st
     assert found["macro_f1"] == pytest.approx(np.mean(list(by_type.values())))
 
 
+BILOU = ("O", *(f"{kind}-{name}" for kind in "BILU" for name in ("PER", "LOC")))
+bilou = st.lists(st.sampled_from(BILOU), max_size=8)
+
+
+@given(st.lists(st.tuples(bilou, bilou), min_size=1, max_size=6))
+def test_bilou_is_judged_as_seqeval_judges_the_same_tags_named_bioes(pairs: list[tuple[list[str], list[str]]]) -> None:
+    """seqeval's default mode does not know L and U: it would take them for neither begin nor end."""
+    tagging = Tagging(BILOU)
+
+    def spans(sentence: list[str]) -> set[tuple[str, int, int]]:
+        return set(runs([tagging.tags[BILOU.index(tag)] for tag in sentence]))
+
+    def renamed(sentence: list[str]) -> list[str]:
+        return [tag.replace("L-", "E-").replace("U-", "S-") for tag in sentence]
+
+    left, right = ([renamed(sentence) for sentence in column] for column in zip(*pairs, strict=True))
+    assert all(spans(sentence) == chunks(renamed(sentence)) for pair in pairs for sentence in pair)
+    metrics = entity_scores([spans(a) for a, _ in pairs], [spans(b) for _, b in pairs], resamples=100)
+    found = tuple(metrics[name].value for name in ("precision", "recall", "f1")) if metrics else (0.0, 0.0, 0.0)
+    assert found == pytest.approx(micro(left, right))
+
+
 def test_an_entity_is_right_as_a_whole_or_not_at_all() -> None:
     true = [{("PER", 0, 2), ("LOC", 5, 6)}]
     for wrong in ({("PER", 0, 1)}, {("PER", 1, 2)}, {("LOC", 0, 2)}):

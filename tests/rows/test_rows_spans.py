@@ -12,16 +12,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from warmstart.errors import DataError, Where
-from warmstart.rows import Field, Row, Span, read, read_spans
+from warmstart.rows import Row, Span, read, read_spans
 from warmstart.rows.spans import lifted, unanswered
+from warmstart.tasks.token_classification import TokenClassification
 
 TEXT = "Ann sings in Paris."
 SPANS = [Span(0, 3, "PER"), Span(13, 18, "LOC")]
-FIELDS = (Field("text", text=True), Field("tags", ("label", "labels", "entities", "spans", "annotations"), target=True))
+FIELDS = TokenClassification.fields
 
 
 def region(start: int, end: int, *labels: str, **value: Any) -> dict[str, Any]:
     return {"type": "labels", "value": {"start": start, "end": end, "labels": list(labels), **value}}
+
+
+def marked(start: int, end: int, label: str, text: str | None) -> dict[str, Any]:
+    """A region of Label Studio's HyperText: paths into the page, and the offsets in all that it shows."""
+    value = {"start": "/p[1]/text()[1]", "end": "/p[1]/text()[1]", "startOffset": start, "endOffset": end}
+    value |= {"globalOffsets": {"start": start, "end": end}, "hypertextlabels": [label]}
+    return {"type": "hypertextlabels", "value": value | ({} if text is None else {"text": text})}
 
 
 LABEL_STUDIO = [{"result": [region(0, 3, "PER"), region(13, 18, "LOC", text="Paris"), {"type": "relation"}]}]
@@ -45,6 +53,14 @@ SHAPES: dict[str, dict[str, Any]] = {
         "_task_hash": 1,
     },
     "label-studio": {"id": 7, "data": {"text": TEXT}, "annotations": LABEL_STUDIO},
+    "label-studio-hypertext": {
+        "data": {"text": TEXT},
+        "annotations": [{"result": [marked(0, 3, "PER", "Ann"), marked(13, 18, "LOC", None)]}],
+    },
+    "label-studio-hypertext-min": {
+        "text": TEXT,
+        "label": [marked(0, 3, "PER", None)["value"], marked(13, 18, "LOC", "Paris")["value"]],
+    },
     "label-studio-min": {
         "text": TEXT,
         "label": [
@@ -120,6 +136,54 @@ def test_what_is_no_span(value: Any, code: str) -> None:
     with pytest.raises(DataError) as caught:
         read_spans(value, TEXT, Where(row=2, field="tags"))
     assert (caught.value.code, caught.value.where) == (code, Where(row=2, field="tags"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "text"),
+    [
+        ("paragraphlabels", {"start": "0", "end": "0", "startOffset": 0, "endOffset": 3}, TEXT),
+        ("hypertextlabels", {"start": "/p[1]", "end": "/p[1]", "startOffset": 0, "endOffset": 3}, TEXT),
+        ("hypertextlabels", {"globalOffsets": {"start": 0, "end": 3}}, "<b>Ann</b> sings."),  # nothing to check by
+        ("timeserieslabels", {"start": 0, "end": 3}, TEXT),
+        ("rectanglelabels", {"x": 1, "y": 1, "width": 2, "height": 2}, TEXT),
+    ],
+)
+def test_a_region_without_a_place_in_the_text_is_named_and_not_passed_over(
+    kind: str, value: dict[str, Any], text: str
+) -> None:
+    region_of_a_kind = {"type": kind, "value": {**value, kind: ["PER"]}}
+    for given in ([{"result": [region(0, 1, "PER"), region_of_a_kind]}], [region_of_a_kind["value"]]):
+        with pytest.raises(DataError, match=kind) as caught:
+            read_spans(given, text, Where(row=2))
+        assert (caught.value.code, caught.value.where.row) == ("spans-unusable", 2)
+
+
+def test_hypertext_is_read_where_its_offsets_hold_in_the_markup() -> None:
+    markup = "Ann <b>sings</b> in Paris."
+    assert read_spans([{"result": [marked(0, 3, "PER", "Ann")]}], markup, Where()) == [Span(0, 3, "PER")]
+    with pytest.raises(DataError) as caught:
+        read_spans([{"result": [marked(13, 18, "LOC", "Paris")]}], markup, Where())
+    assert caught.value.code == "span-text-differs"
+
+
+def test_choices_and_relations_are_no_spans() -> None:
+    choice = {"type": "choices", "value": {"choices": ["good"]}}
+    within = {"type": "choices", "value": {"start": 0, "end": 3, "text": "Ann", "choices": ["sure"]}}
+    assert read_spans([{"result": [choice, within, {"type": "relation"}]}], TEXT, Where()) == []
+
+
+def test_a_row_accepted_in_prodigy_without_spans_has_no_entities(tmp_path: Path) -> None:
+    words = [{"text": "Ann", "start": 0, "end": 3, "id": 0}, {"text": "sings", "start": 4, "end": 9, "id": 1}]
+    bare = {"text": "Ann sings", "tokens": words, "_input_hash": 1, "_task_hash": 2, "answer": "accept"}
+    full = bare | {"spans": [{"start": 0, "end": 3, "label": "PER"}]}
+    path = tmp_path / "p.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in (bare, full, bare | {"spans": None})))
+    read_back = list(read(path, fields=FIELDS, targets=True))
+    assert [read_spans(row["tags"], row["text"], row.where) for row in read_back] == [[], SPANS[:1], []]
+    assert all("spans" not in row for row in read([bare], fields=FIELDS))  # to predict, nothing is added
+    with pytest.raises(DataError) as caught:  # without words it might be of another interface: a class, say
+        read([{"text": "Ann sings", "_task_hash": 2, "answer": "accept"}], fields=FIELDS, targets=True)
+    assert caught.value.code == "column-missing"
 
 
 def test_of_several_annotations_the_ground_truth_counts() -> None:

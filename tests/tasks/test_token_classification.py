@@ -123,11 +123,13 @@ class TestParity:
         assert len(real_texts) >= 200
         assert check_equal(pipe, real_texts, "simple") > 1000  # random weights find something everywhere
 
-    @pytest.mark.parametrize("strategy", ["first", "average", "max"])
+    @pytest.mark.parametrize(
+        ("family", "strategy"), [("bert", "first"), ("distilbert", "first"), ("bert", "average"), ("bert", "max")]
+    )
     def test_words_are_the_pipelines_where_it_knows_words(
-        self, load: Callable[..., ws.Pipeline], strategy: str, real_texts: list[str]
+        self, load: Callable[..., ws.Pipeline], family: str, strategy: str, real_texts: list[str]
     ) -> None:
-        pipe = load("bert", aggregation=strategy, long_text="truncate")
+        pipe = load(family, aggregation=strategy, long_text="truncate")
         assert check_equal(pipe, real_texts, strategy) > 1000
 
     def test_the_real_encoder(self, encoder: Path, tmp_path: Path, real_texts: list[str]) -> None:
@@ -138,8 +140,7 @@ class TestParity:
             )
         model.save_pretrained(tmp_path)
         transformers.AutoTokenizer.from_pretrained(encoder).save_pretrained(tmp_path)
-        texts = real_texts[:40]
-        assert check_equal(ws.load(tmp_path, device="cpu"), texts, "first") > 100
+        assert check_equal(ws.load(tmp_path, device="cpu"), real_texts, "first") > 500
 
 
 # --- windows ----------------------------------------------------------------------------------------------------------
@@ -328,6 +329,61 @@ def test_learning_the_table_of_labels(load: Callable[..., ws.Pipeline], caplog: 
         cases = [Row({"text": "Ann Bob", "tags": [[0, 3, "name"], [4, 7, "Name"], [4, 7, "name"]]})]
         assert task.learn(cases).labels == ("O", "B-name", "I-name")  # type: ignore[attr-defined]
     assert "differ in case only" in caplog.text
+
+
+def test_words_without_prefixes_are_learned_and_judged(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    """IO tags: neighbours of one type are one entity, in the rows and in what is found."""
+    rows = [
+        {"tokens": ["good", "langchain", "transformers", "film"], "tags": ["O", "PER", "PER", "O"]},
+        {"tokens": ["story", "and", "plot", "story"], "tags": ["LOC", "O", "LOC", "LOC"]},
+        {"tokens": ["langchain", "story", "words"], "tags": ["PER", "LOC", "O"]},
+        {"tokens": ["sad", "words"], "tags": ["O", "O"]},
+    ]
+    config = ws.TrainConfig(epochs=60, batch_size=4, learning_rate=1e-2, warmup=0.0, schedule="constant", device="cpu")
+    run = ws.train(tiny("bert", "base"), rows, output=tmp_path / "run", task="ner", config=config)
+    pipe = ws.load(tmp_path / "run", device="cpu")
+    assert pipe.task.labels == ("O", "LOC", "PER")  # type: ignore[attr-defined]
+    assert [list(prediction.tags) for prediction in pipe(rows)] == [row["tags"] for row in rows]
+    assert found(pipe(rows[1])) == [("LOC", 0, 5), ("LOC", 10, 20)]
+    entities = 0
+    for judged, data in ((run.pipeline, rows), (pipe, [row | {"tags": _as_bio(row["tags"])} for row in rows])):
+        result = ws.evaluate(judged, data)
+        assert {name: metric.value for name, metric in result.metrics.items()} == dict.fromkeys(
+            ("precision", "recall", "f1", "macro_f1", "f1_LOC", "f1_PER", "accuracy"), 1.0
+        )
+        entities += sum(len(prediction.entities) for prediction in result.predictions)
+    assert entities == 2 * 5
+
+
+def _as_bio(tags: list[str]) -> list[str]:
+    return [
+        tag if tag == "O" else f"{'I' if before == tag else 'B'}-{tag}"
+        for before, tag in zip(["O", *tags], tags, strict=False)
+    ]
+
+
+def test_what_prodigy_writes_is_trained_as_it_is(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    """Placed tokens beside the text, spans of characters, and none at all where nobody found one."""
+    rows = []
+    for text, entity in (("The  story's end.", "story"), ("LangChain, sad words", "LangChain"), ("sad words.", None)):
+        tokens = [
+            {"text": match[0], "start": match.start(), "end": match.end(), "id": i}
+            for i, match in enumerate(re.finditer(r"\w+|[^\w\s]", text))
+        ]
+        row: dict[str, Any] = {"text": text, "tokens": tokens, "_task_hash": len(rows), "answer": "accept"}
+        if entity is not None:
+            start = text.index(entity)
+            row["spans"] = [{"start": start, "end": start + len(entity), "label": entity[0], "token_start": 0}]
+        rows.append(row)
+    rows.append(rows[0] | {"spans": [], "answer": "reject"})
+    path = tmp_path / "prodigy.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = ws.TrainConfig(epochs=60, batch_size=4, learning_rate=1e-2, warmup=0.0, schedule="constant", device="cpu")
+    run = ws.train(tiny("bert", "base"), path, output=tmp_path / "run", task="ner", config=config)
+    assert [found(prediction) for prediction in run.pipeline(rows[:3])] == [[("s", 5, 10)], [("L", 0, 9)], []]
+    assert run.pipeline(rows[0]).tags == ("O", "B-s", "O", "O", "O", "O")
+    result = ws.evaluate(run.pipeline, path)
+    assert result.metrics["f1"].value == 1 and len(result.predictions) == 3
 
 
 def test_a_share_of_rows_of_words_can_be_held_out(tiny: Callable[..., Path], tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from warmstart.rows.targets import plain_value
 
 _STARTS, _ENDS = ("start", "start_offset"), ("end", "end_offset")
 _LABELS = ("label", "labels", "entity_group", "type", "entity")
+_HYPERTEXT = "hypertextlabels"  # Label Studio's regions of its HyperText
 
 
 class Span(NamedTuple):
@@ -40,14 +41,24 @@ def unanswered(row: Mapping[str, Any]) -> bool:
     return not _submitted(annotations) and ("data" in row or bool(annotations))
 
 
+def completed(row: Row) -> Row:
+    """A row accepted in Prodigy, of words, without spans: someone looked and found none, as Prodigy's own
+    training reads it. Any other row as it is."""
+    if "_task_hash" in row and row.get("spans") is None and isinstance(row.get("tokens"), list):
+        return Row({**row, "spans": []}, row.where)
+    return row
+
+
 def read_spans(value: object, text: str, where: Where) -> list[Span]:
     """The spans of a row, in the order given.
 
     `value` is a list of [start, end, label], of objects (`start` or `start_offset`; `end` or `end_offset`; `label`,
     `labels`, `type` or `entity_group`), or the `annotations` of a Label Studio task. Offsets count characters; where
     an object carries its own `text` and that shows they count UTF-16 units, as JavaScript does, they are converted.
+    Label Studio's regions of hypertext are read by their `globalOffsets`, which count what a browser shows: where the
+    text is markup the two differ, and that is an error.
 
-    Raises `DataError` "spans-unusable", "span-out-of-text" (an end beyond the text, a start not before its end),
+    Raises `DataError` "spans-unusable" (also for labelled regions of other kinds, such as `paragraphlabels`), "span-out-of-text" (an end beyond the text, a start not before its end),
     "span-text-differs", and "annotations-disagree" where a task has several annotations that are not the same.
 
         >>> read_spans([[0, 5, "place"]], "Paris in May", Where())
@@ -89,15 +100,33 @@ def _annotated(annotations: Sequence[Mapping[str, Any]], text: str, where: Where
 
 
 def _is_region(region: object) -> bool:
-    """Whether one item of a result is a labelled span; others are choices for the whole text, relations, comments."""
+    """Whether one item of a result is labelled (labels, hypertextlabels, paragraphlabels, rectanglelabels, …); others
+    are choices for the whole text, relations, comments."""
     value = region.get("value") if isinstance(region, Mapping) else None
-    return isinstance(value, Mapping) and "labels" in value
+    return isinstance(value, Mapping) and any(str(name).endswith("labels") for name in value)
+
+
+def _plain_region(item: Mapping[str, Any], text: str, where: Where) -> Mapping[str, Any]:
+    """A region of hypertext as one of plain text, where its offsets are exact. Raises DataError "spans-unusable"."""
+    kind = next((name for name in map(str, item) if name.endswith("labels") and name not in ("labels", _HYPERTEXT)), None)
+    if kind is not None:
+        raise _unusable(item, where, f"a region of {kind} has no place in a text that is one string")
+    overall = item.get("globalOffsets")
+    if _HYPERTEXT not in item and overall is None:
+        return item
+    if not isinstance(overall, Mapping):
+        raise _unusable(item, where, f"a region of {_HYPERTEXT} without globalOffsets has no place in characters")
+    if not isinstance(item.get("text"), str) and ("<" in text or "&" in text):
+        raise _unusable(item, where, f"a region of {_HYPERTEXT} without its text has no sure place in markup")
+    named = {"start": overall.get("start"), "end": overall.get("end"), "labels": item.get(_HYPERTEXT)}
+    return {**item, **{name: value for name, value in named.items() if value is not None}}
 
 
 def _spans(item: object, text: str, where: Where) -> Iterator[Span]:
     item = plain_value(item)
     quoted: object = None
     if isinstance(item, Mapping):
+        item = _plain_region(item, text, where)
         start, end, label = (_first(item, names) for names in (_STARTS, _ENDS, _LABELS))
         quoted = item.get("text", item.get("word"))
     elif isinstance(item, list | tuple) and len(item) == 3:
@@ -157,10 +186,10 @@ def _alike(one: str, other: str) -> bool:
     return "".join(one.split()) == "".join(other.replace("\\n", " ").split())
 
 
-def _unusable(value: object, where: Where) -> DataError:
+def _unusable(value: object, where: Where, what: str = "this is no span of the text") -> DataError:
     return DataError(
         "spans-unusable",
-        "this is no span of the text",
+        what,
         where=where,
         value=value,
         fix='write [start, end, label], or {"start": 0, "end": 5, "label": "place"}; of tokens, a tag for each of them',

@@ -12,7 +12,7 @@ from warmstart.rows.columns import match_columns
 from warmstart.rows.limits import Limits
 from warmstart.rows.row import Field, Row
 from warmstart.rows.source import Note, Source
-from warmstart.rows.spans import lifted, unanswered
+from warmstart.rows.spans import completed, lifted, unanswered
 from warmstart.rows.targets import is_missing, plain_value
 
 _log = logging.getLogger("warmstart")
@@ -93,6 +93,8 @@ class RowStream:
             if self._targets and isinstance(raw, Row) and unanswered(raw):
                 self.left_out += 1
                 continue
+            if self._targets and isinstance(raw, Row):
+                raw = completed(raw)
             row = raw if isinstance(raw, DataError) else self._fit(lifted(raw))
             if isinstance(row, Row):
                 count += 1
