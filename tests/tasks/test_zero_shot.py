@@ -31,6 +31,7 @@ DATA = Path(__file__).parent.parent.parent.parent / "shared" / "data"
 NLI = ("contradiction", "neutral", "entailment")
 LABELS = ("good news", "bad news", "travel", "a story")
 TASK = "zero-shot-classification"
+WIDER = 10.0
 
 
 def entail(
@@ -41,6 +42,23 @@ def entail(
 
 def embed(source: Path, **options: Any) -> ws.Pipeline:
     return ws.load(source, task=TASK, options={"labels": LABELS} | options, device="cpu")
+
+
+@pytest.fixture
+def telling(tiny: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
+    """A tiny checkpoint with wider weights: as they are drawn, it answers all pairs alike to the last bits."""
+
+    def make(family: str, labels: tuple[str, ...] = NLI) -> Path:
+        folder = copy_of(tiny(family, labels=labels), tmp_path / f"telling-{family}")
+        model = transformers.AutoModelForSequenceClassification.from_pretrained(folder)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.ndim == 2:
+                    parameter.mul_(WIDER)
+        model.save_pretrained(folder)
+        return folder
+
+    return make
 
 
 @contextmanager
@@ -57,7 +75,9 @@ def reference(folder: Path) -> Iterator[Any]:
         transformers.logging.set_verbosity(level)
 
 
-def agree(folder: Path, texts: list[str], options: dict[str, Any]) -> None:
+def agree(folder: Path, texts: list[str], options: dict[str, Any]) -> int:
+    """Scores are equal to 1e-5, and the labels' order where no two are equal to the last bits: of so many texts."""
+    ordered = 0
     ours = ws.load(folder, task=TASK, options=options, device="cpu")(texts)
     arguments = {"candidate_labels" if name == "labels" else name: value for name, value in options.items()}
     with reference(folder) as pipeline:
@@ -66,6 +86,8 @@ def agree(folder: Path, texts: list[str], options: dict[str, Any]) -> None:
             np.testing.assert_allclose(prediction.scores, theirs["scores"], atol=1e-5)
             if np.diff(theirs["scores"]).max(initial=-1) < -1e-6:  # or two are equal to the last bits
                 assert list(prediction.labels) == theirs["labels"]
+                ordered += 1
+    return ordered
 
 
 # --- parity with transformers -----------------------------------------------------------------------------------------
@@ -73,15 +95,28 @@ def agree(folder: Path, texts: list[str], options: dict[str, Any]) -> None:
 
 @pytest.mark.real_data
 @pytest.mark.parametrize("family", ["bert", "roberta", "distilbert", "modernbert"])
-def test_real_texts_are_judged_as_transformers_judges_them(tiny: Callable[..., Path], family: str) -> None:
-    """Four families, 200 texts each; long ones are cut, the hypotheses never."""
+def test_real_texts_are_judged_as_transformers_judges_them(telling: Callable[..., Path], family: str) -> None:
+    """Four families, the order of the labels compared for 200 texts each; long ones are cut, the hypotheses never."""
+    assert agree(telling(family), real_texts(110), {"labels": list(LABELS)}) >= 200
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize("family", ["bert", "distilbert"])
+def test_real_texts_are_judged_label_by_label_as_transformers_judges_them(
+    telling: Callable[..., Path], family: str
+) -> None:
+    assert agree(telling(family), real_texts(25), {"labels": list(LABELS), "multi_label": True}) >= 40
+
+
+def real_texts(each: int) -> list[str]:
+    """So many reviews, and as many questions of users."""
     if not DATA.exists():
         pytest.skip("../shared/data is absent")
     texts = []
     for name in ("reviews", "intents"):
         with (DATA / name / "train.jsonl").open(encoding="utf-8") as lines:
-            texts += [json.loads(line)["text"] for line in itertools.islice(lines, 100)]
-    agree(tiny(family, labels=NLI), texts, {"labels": list(LABELS)})
+            texts += [json.loads(line)["text"] for line in itertools.islice(lines, each)]
+    return texts
 
 
 @pytest.mark.parametrize("multi_label", [True, False])
@@ -90,14 +125,14 @@ def test_real_texts_are_judged_as_transformers_judges_them(tiny: Callable[..., P
     [NLI, ("entailment", "neutral", "contradiction"), ("ENTAILMENT", "not_entailment"), ("no", "Entails")],
     ids="-".join,
 )
-def test_classes_are_found_by_name(tiny: Callable[..., Path], classes: tuple[str, ...], multi_label: bool) -> None:
+def test_classes_are_found_by_name(telling: Callable[..., Path], classes: tuple[str, ...], multi_label: bool) -> None:
     texts = ["I love this film", "the worst two hours of my life", "a story"]
     options = {"labels": list(LABELS), "multi_label": multi_label, "hypothesis_template": "It is about {} words."}
-    agree(tiny("bert", labels=classes), texts, options)
+    assert agree(telling("bert", classes), texts, options) == 3
 
 
-def test_one_label_is_judged_against_its_contradiction(tiny: Callable[..., Path]) -> None:
-    agree(tiny("bert", labels=NLI), ["I love this film", "bad"], {"labels": ["good"]})
+def test_one_label_is_judged_against_its_contradiction(telling: Callable[..., Path]) -> None:
+    agree(telling("bert"), ["I love this film", "bad"], {"labels": ["good"]})
 
 
 def test_a_contradiction_that_stands_in_the_middle_is_found(tiny: Callable[..., Path]) -> None:
@@ -189,6 +224,39 @@ def test_labels_are_embedded_once(tiny: Callable[..., Path]) -> None:
         assert sum(seen) == 2 + 1 + 2
     finally:
         hook.remove()
+
+
+def test_labels_of_rows_are_embedded_once_for_all_rows(
+    tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many rows name them, in however many windows and calls; what is kept is bounded, and changes nothing."""
+    labels = [f"good {word}" for word in "film cast plot story fun sad great warm bad dull".split()]
+    rows = [{"text": f"film {i}", "labels": labels[i % 3 :] + labels[: i % 3]} for i in range(1000)]
+    pipe = embed(tiny("bert", "base"))
+    seen: list[int] = []
+    hook = pipe.model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    try:
+        first = pipe(rows)  # in three windows
+        assert sum(seen) == 1000 + 10
+        again = pipe({"text": "film 7", "labels": [*labels, "new"]})
+        assert sum(seen) == 1000 + 10 + 2
+        monkeypatch.setattr(pipe.task.recent, "_most", 4)  # type: ignore[attr-defined]
+        bounded = pipe(rows[:64])
+        assert sum(seen) == 1000 + 10 + 2 + 64  # known when the rows were encoded
+        pipe({"text": "a", "labels": ["x"]})  # now all but the last four are forgotten
+        assert sum(seen) == 1000 + 10 + 2 + 64 + 2
+        dropped = pipe(rows[:64])
+        assert 64 < sum(seen) - (1000 + 10 + 2 + 64 + 2) <= 64 + 10
+    finally:
+        hook.remove()
+    alone = embed(tiny("bert", "base"))(rows[7])
+    for found in (first[7], bounded[7], dropped[7]):
+        assert (found.tokens, found.truncated) == (alone.tokens, alone.truncated)
+        by_label = dict(zip(found.labels, found.scores, strict=True))
+        np.testing.assert_allclose([by_label[label] for label in alone.labels], alone.scores, atol=1e-6)
+    assert again.tokens == alone.tokens and len(again.labels) == 11
 
 
 def test_a_label_is_the_same_embedded_before_or_with_a_row(tiny: Callable[..., Path]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,13 +36,37 @@ log = logging.getLogger("warmstart")
 # Cosines times this are taken as logits for the loss, as sentence-transformers' ranking losses do by default.
 SCALE = 20.0
 
+# Labels of rows whose vectors are kept from one call to the next: 12 MB of a model with 384 dimensions.
+KEPT = 4096
+
+
+class LabelVectors:
+    """The vectors of the labels that were embedded last, by the text that was embedded. Threads may share it."""
+
+    def __init__(self, most: int = KEPT) -> None:
+        self._most, self._vectors, self._lock = most, dict[str, Array](), threading.Lock()
+
+    def get(self, text: str) -> Array | None:
+        with self._lock:
+            vector = self._vectors.pop(text, None)
+            if vector is not None:
+                self._vectors[text] = vector  # now the youngest
+            return vector
+
+    def put(self, text: str, vector: Array) -> None:
+        with self._lock:
+            self._vectors[text] = vector
+            while len(self._vectors) > self._most:
+                del self._vectors[next(iter(self._vectors))]
+
 
 @dataclass(frozen=True)
 class ZeroShotByEmbedding:
     """Scores are cosines, from -1 to 1, each of which depends on its own label alone, with `multi_label` or without.
 
-    `vectors` are those of labels that are embedded already (`prepare`); another row's own labels are embedded with the
-    row. Options are those of `ZeroShotClassification`; a window's vector counts by its tokens.
+    `vectors` are those of labels that are embedded already (`prepare`); a row's own labels are embedded with the first
+    row that names them, once for all rows that are encoded together, and the last `KEPT` are `recent`: known to later
+    calls. Options are those of `ZeroShotClassification`; a window's vector counts by its tokens.
     """
 
     tokenizer: Tokenizer
@@ -54,6 +79,7 @@ class ZeroShotByEmbedding:
     long_text: Literal["truncate", "windows"] = "truncate"
     stride: int = 32
     vectors: Mapping[str, Array] = field(default_factory=dict, repr=False, compare=False)  # label -> (H,), length 1
+    recent: LabelVectors = field(default_factory=LabelVectors, repr=False, compare=False)
 
     name: ClassVar[str] = "zero-shot-classification"
     auto_class: ClassVar[str] = "AutoModel"
@@ -90,7 +116,7 @@ class ZeroShotByEmbedding:
             log.warning("%d labels are longer than %d tokens and were cut", len(cut), self.tokenizer.limit)
         features = [self._feature(row, 0, code.pieces[0], {}, {}) for row, code in enumerate(codes)]
         found = {label: _unit(output["embedding"]) for label, output in zip(labels, run(features), strict=True)}
-        return dataclasses.replace(self, vectors={**self.vectors, **found})
+        return dataclasses.replace(self, vectors={**self.vectors, **found}, recent=LabelVectors())
 
     def learn(self, rows: Sequence[Row]) -> ZeroShotByEmbedding:
         raise _not_trainable()
@@ -107,21 +133,27 @@ class ZeroShotByEmbedding:
         return None
 
     def encode(self, rows: Sequence[Row], *, train: bool = False) -> Iterator[Feature]:
-        """A feature for each window of a text, and then one for each label that has no vector yet."""
+        """A feature for each window of a text, and then one for each label that no earlier row has and that is new.
+
+        Its vector reaches the other rows through their features' meta, as `decode` goes through the rows in order.
+        """
         candidates = [candidates_of(row, self.labels) for row in rows]
         stride = self.stride if self.long_text == "windows" else None
         texts = [self.prompt + (text_of(row, "text") or "") for row in rows]
         encoded = self.tokenizer.encode(texts, stride=stride, wheres=[row.where for row in rows])
-        new = list(dict.fromkeys(name for names in candidates for name in names if name not in self.vectors))
-        known = dict(zip(new, self.tokenizer.encode([self._hypothesis(name) for name in new]), strict=True))
+        own = list(dict.fromkeys(name for names in candidates for name in names if name not in self.vectors))
+        codes = dict(zip(own, self.tokenizer.encode([self._hypothesis(name) for name in own]), strict=True))
+        found = {name: self.recent.get(self._hypothesis(name)) for name in own}
+        vectors = {name: vector for name, vector in found.items() if vector is not None}
+        new = {name for name in own if name not in vectors}
         target_of = target_finder(self.labels, self.out_of_scope)
         for index, (row, code, names) in enumerate(zip(rows, encoded, candidates, strict=True)):
             target = {"labels": np.array(target_of(row))} if train else {}
-            own = {name: known[name] for name in names if name in known}
-            truncated = code.truncated or any(label.truncated for label in own.values())
-            meta: dict[str, Any] = {"truncated": truncated, "flags": code.flags, "label": None}
+            truncated = code.truncated or any(codes[name].truncated for name in names if name in codes)
+            meta = {"truncated": truncated, "flags": code.flags, "label": None, "vectors": vectors}
             pieces = [(piece, meta) for piece in code.pieces]
-            pieces += [(label.pieces[0], {**meta, "label": name}) for name, label in own.items()]
+            pieces += [(codes[name].pieces[0], {**meta, "label": name}) for name in names if name in new]
+            new.difference_update(names)
             for part, (piece, told) in enumerate(pieces):
                 yield self._feature(index, part, piece, target, told)
 
@@ -139,18 +171,21 @@ class ZeroShotByEmbedding:
 
     def decode(self, row: Row, features: Sequence[Feature], outputs: Sequence[Mapping[str, Array]]) -> ZeroShot:
         text: Array = np.zeros(len(outputs[0]["embedding"]))
-        own: dict[str, Array] = {}
+        own: dict[str, Array] = features[0].meta["vectors"]  # of all rows that were encoded with this one
+        tokens = 0
         for feature, output in zip(features, outputs, strict=True):
             label = feature.meta["label"]
             if label is None:
                 text = text + feature.length * output["embedding"].astype(np.float64)
+                tokens += feature.length
             else:
                 own[label] = _unit(output["embedding"])
+                self.recent.put(self._hypothesis(label), own[label])
         labels = candidates_of(row, self.labels)
         vectors = np.stack([own[label] if label in own else self.vectors[label] for label in labels])  # (labels, H)
         return ZeroShot(
             **answer(labels, vectors @ _unit(text)),
-            tokens=sum(feature.length for feature in features),
+            tokens=tokens,
             truncated=features[0].meta["truncated"],
             flags=features[0].meta["flags"],
         )
