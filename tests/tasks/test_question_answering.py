@@ -114,12 +114,15 @@ def reference(
     return found
 
 
-def agree(folder: Path, rows: list[Row], *, max_length: int, stride: int, threshold: float | None = None) -> int:
+def agree(
+    folder: Path, rows: list[Row], *, max_length: int, stride: int, threshold: float | None = None, longest: int = 5
+) -> int:
     """Assert that ours equals the reference on all rows; returns how many were found to have no answer."""
     odds = 1.0 if threshold is None else 1 / (1 + math.exp(-threshold))
-    options = {"max_length": max_length, "stride": stride, "max_answer_tokens": 5, "no_answer_threshold": odds}
+    options = {"max_length": max_length, "stride": stride, "no_answer_threshold": odds}
+    options |= {} if longest == 30 else {"max_answer_tokens": longest}
     ours = list(ws.load(folder, task=HEAD, options=options, device="cpu").predict_rows(rows))
-    theirs = reference(folder, rows, max_length=max_length, stride=stride, longest=5, threshold=threshold)
+    theirs = reference(folder, rows, max_length=max_length, stride=stride, longest=longest, threshold=threshold)
     for mine, (answer, start, end, score) in zip(ours, theirs, strict=True):
         assert (mine.answer, mine.start, mine.end) == (answer, start, end)
         assert mine.score == pytest.approx(score, rel=1e-3)
@@ -150,8 +153,18 @@ class TestParity:
 
 @pytest.mark.real_data
 @pytest.mark.skipif(not DATA.is_dir(), reason="../shared/data, the real labelled data, is not here")
+def test_parity_of_answers_as_long_as_they_may_be(tiny_root: Path, real_rows: list[Row]) -> None:
+    folder = tiny_checkpoint(tiny_root, "distilbert", HEAD)
+    assert ws.load(folder, device="cpu").task.max_answer_tokens == 30  # type: ignore[attr-defined]
+    rows = [Row(row | {"question": row["question"][:60]}) for row in real_rows[::20]]
+    assert len(rows) > 50
+    agree(folder, rows, max_length=128, stride=40, longest=30)
+
+
+@pytest.mark.real_data
+@pytest.mark.skipif(not DATA.is_dir(), reason="../shared/data, the real labelled data, is not here")
 def test_parity_of_the_real_encoder(mini: Path, real_rows: list[Row]) -> None:
-    agree(mini, real_rows[:600:75], max_length=96, stride=32)
+    agree(mini, real_rows[::30], max_length=96, stride=32, longest=30)
 
 
 # --- long documents ---------------------------------------------------------------------------------------------------
