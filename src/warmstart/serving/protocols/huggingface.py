@@ -21,6 +21,8 @@ _HARMLESS: Mapping[str, tuple[Any, ...]] = {
     "truncation": (True,),
     "truncation_direction": ("right",),
 }
+# Its names of our options.
+_OPTIONS: Mapping[str, str] = {"aggregation_strategy": "aggregation", "max_answer_len": "max_answer_tokens"}
 
 
 def endpoints(models: Models) -> Sequence[Endpoint]:
@@ -41,7 +43,7 @@ def _schemas(served: Served) -> tuple[Schema, Schema]:
     """Of a request to a model, and of its answer."""
     shape = _shape(served)
     inputs = one_or_more(row_schema(served.task), most=served.limits.rows)
-    parameters: dict[str, Schema] = {name: {"enum": [None, *values]} for name, values in _HARMLESS.items()}
+    parameters: dict[str, Schema] = {name: {"enum": [None, *values]} for name, values in _harmless(served).items()}
     parameters |= shape.parameters
     request = record(
         {
@@ -52,6 +54,14 @@ def _schemas(served: Served) -> tuple[Schema, Schema]:
         required=["inputs"],
     )
     return request, any_of([array({}), {"type": "object"}])
+
+
+def _harmless(served: Served) -> dict[str, tuple[Any, ...]]:
+    """Parameters that ask for what the model does in any case: its options as it is served with them. Clients send
+    some of them unasked."""
+    options = {name: vars(served.task)[name] for name in served.task.option_names}
+    options |= {name: options[ours] for name, ours in _OPTIONS.items() if ours in options}
+    return {**_HARMLESS, **{name: (value,) for name, value in options.items() if isinstance(value, str | int | float)}}
 
 
 def _shape(served: Served) -> _Shape:
@@ -67,16 +77,23 @@ async def _infer(call: Call) -> Answer:
         raise Refusal(422, "field-type", "'parameters' must be an object", where="parameters")
     if body.get("options") not in (None, {}):
         raise parameter_unsupported("options", "there are no options: nothing is cached and the model is always loaded")
-    shape = _shape(served)
+    shape, harmless = _shape(served), _harmless(served)
     for name, value in parameters.items():
-        if value is not None and name not in shape.parameters and value not in _HARMLESS.get(name, ()):
-            raise parameter_unsupported(name, f"{served.task.name} takes no such parameter in a request")
+        done_anyway = any(type(value) is type(each) and value == each for each in harmless.get(name, ()))
+        if value is not None and name not in shape.parameters and not done_anyway:
+            raise parameter_unsupported(name, _why_not(served, harmless.get(name)))
     several = isinstance(body["inputs"], list)
     items = [shape.row(item, parameters) for item in (body["inputs"] if several else [body["inputs"]])]
     predictions = await call.predict(served, items)
     answers = [shape.answer(prediction, parameters) for prediction in predictions]
     # Of one text, text classification too answers with a list in a list: so do Hugging Face's servers.
     return Answer(answers if several or shape.nested else answers[0], predictions)
+
+
+def _why_not(served: Served, values: tuple[Any, ...] | None) -> str:
+    if values is None:
+        return f"{served.task.name} takes no such parameter in a request"
+    return f"{served.name} is served with {' or '.join(map(repr, values))}"
 
 
 @dataclass(frozen=True)
