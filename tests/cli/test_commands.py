@@ -155,12 +155,25 @@ def test_get_prints_the_folder_and_nothing_else(warmstart: Any, tiny: Callable[.
 # --- tasks, doctor --------------------------------------------------------------------------------------------------
 
 
+ROWS = {
+    "text-classification": ["text", "text_pair", "label"],
+    "token-classification": ["text", "tokens", "tags"],
+    "question-answering": ["question", "context", "answers"],
+    "sentence-embedding": ["text", "text_pair", "negative", "score"],
+    "rerank": ["query", "passages", "labels"],
+    "zero-shot-classification": ["text", "labels", "label"],
+    "fill-mask": ["text"],
+    "text-generation": ["prompt", "messages", "completion", "seed"],
+    "text-to-text": ["source", "target"],
+}
+
+
 def test_tasks_are_listed_with_rows_and_predictions(warmstart: Any) -> None:
     done = warmstart("tasks", "--json")
     [tasks] = [json.loads(done.out)]
     assert done.code == 0 and [task["name"] for task in tasks] == list(TASKS)
     assert all(set(task) == {"name", "row", "prediction"} for task in tasks)
-    assert tasks[0]["row"] == ["text", "text_pair", "label"]
+    assert {task["name"]: task["row"] for task in tasks} == ROWS
     assert {"label", "score", "scores", "tokens", "truncated"} <= set(tasks[0]["prediction"])
     shown = warmstart("tasks").out
     assert "sentiment-analysis" in shown and "feature-extraction" in shown and "to train and evaluate" in shown

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import warmstart as ws
@@ -30,6 +32,25 @@ def test_what_predict_wrote_is_what_the_library_gives(corpus: tuple[str, Path, P
     pipe = ws.load(model, task="sentence-embedding", device="cpu")
     wanted = np.array([prediction.embedding for prediction in pipe(TEXTS)], dtype=np.float32)
     np.testing.assert_allclose(np.lib.format.open_memmap(target, mode="r"), wanted, atol=1e-6)
+
+
+def test_embeddings_go_into_parquet_as_lists_of_numbers(
+    warmstart: Any, corpus: tuple[str, Path, Path], tmp_path: Path
+) -> None:
+    model, matrix, texts = corpus
+    target = tmp_path / "corpus.parquet"
+    arguments = ["--task", "sentence-embedding", "-i", texts, "-o", target]
+    done = warmstart("predict", "-m", model, *arguments)
+    assert (done.code, done.out) == (0, ""), done.err
+    table = pq.read_table(target)
+    assert pa.types.is_list(table.schema.field("embedding").type)
+    assert pa.types.is_floating(table.schema.field("embedding").type.value_type)
+    assert table["text"].to_pylist() == TEXTS
+    vectors = np.array(table["embedding"].to_pylist(), dtype=np.float32)
+    assert vectors.shape == (len(TEXTS), 32)
+    np.testing.assert_array_equal(vectors, np.lib.format.open_memmap(matrix, mode="r"))
+    pipe = ws.load(model, task="sentence-embedding", device="cpu")
+    assert ws.search(pipe(["fun"]), vectors, k=3) == ws.search(pipe(["fun"]), matrix, k=3)
 
 
 def test_search_on_the_command_line_is_the_library(warmstart: Any, corpus: tuple[str, Path, Path]) -> None:

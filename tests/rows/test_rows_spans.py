@@ -139,7 +139,7 @@ def test_what_is_no_span(value: Any, code: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "value", "text"),
+    ("kind", "place", "text"),
     [
         ("paragraphlabels", {"start": "0", "end": "0", "startOffset": 0, "endOffset": 3}, TEXT),
         ("hypertextlabels", {"start": "/p[1]", "end": "/p[1]", "startOffset": 0, "endOffset": 3}, TEXT),
@@ -149,12 +149,12 @@ def test_what_is_no_span(value: Any, code: str) -> None:
     ],
 )
 def test_a_region_without_a_place_in_the_text_is_named_and_not_passed_over(
-    kind: str, value: dict[str, Any], text: str
+    kind: str, place: dict[str, Any], text: str
 ) -> None:
-    region_of_a_kind = {"type": kind, "value": {**value, kind: ["PER"]}}
-    for given in ([{"result": [region(0, 1, "PER"), region_of_a_kind]}], [region_of_a_kind["value"]]):
+    region_of_a_kind = {"type": kind, "value": {**place, kind: ["PER"]}}
+    for value in ([{"result": [region(0, 1, "PER"), region_of_a_kind]}], [region_of_a_kind["value"]]):
         with pytest.raises(DataError, match=kind) as caught:
-            read_spans(given, text, Where(row=2))
+            read_spans(value, text, Where(row=2))
         assert (caught.value.code, caught.value.where.row) == ("spans-unusable", 2)
 
 

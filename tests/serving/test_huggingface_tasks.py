@@ -76,7 +76,7 @@ def test_an_answer(url: str, pipes: Mapping[str, ws.Pipeline]) -> None:
 
 @pytest.mark.parametrize(("model", "multi_label"), [("zero", True), ("near", False)])
 def test_candidate_labels(url: str, pipes: Mapping[str, ws.Pipeline], model: str, multi_label: bool) -> None:
-    """The client says `multi_label` at every call, also where nobody asked: what the model does in any case is taken."""
+    """The client says `multi_label` at every call, asked or not: what the model does in any case is taken."""
     asking = huggingface_hub.InferenceClient(model=f"{url}/{model}")
     labels = ["a story", "travel", "warm words"]
     expected = pipes[model]({"text": TEXT, "labels": labels})

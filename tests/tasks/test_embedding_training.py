@@ -275,6 +275,27 @@ def test_prompts_stand_before_their_texts(prompted: Path, options: dict[str, str
     assert with_prompt(("a plot", "fun")).similarity == plain((f"{first}a plot", f"{second}fun")).similarity
 
 
+@pytest.mark.parametrize(("first", "second"), [("bad: ", "dull: "), ("bad: ", ""), ("", "dull: ")])
+def test_sentence_transformers_reads_both_prompts_of_a_saved_run(
+    tiny: Callable[..., Path], tmp_path: Path, first: str, second: str
+) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    run = ws.train(
+        tiny("bert", "base"), pairs(8), output=tmp_path / "run", task="sentence-embedding",
+        options={"prompt": first, "pair_prompt": second}, config=ws.TrainConfig(max_steps=1, device="cpu"),
+    )  # fmt: skip
+    again = ws.load(run.path, device="cpu").task
+    assert (again.prompt, again.pair_prompt) == (first, second)  # type: ignore[attr-defined]
+    model = SentenceTransformer(str(run.model), device="cpu", local_files_only=True)
+    assert {name: model.prompts[name] for name in ("query", "document")} == {"query": first, "document": second}
+    prediction = run.pipeline(("a film", "the story"))
+    query = model.encode_query(["a film"], show_progress_bar=False)[0]
+    document = model.encode_document(["the story"], show_progress_bar=False)[0]
+    np.testing.assert_allclose(query, prediction.embedding, atol=1e-5)
+    np.testing.assert_allclose(document, prediction.others[1], atol=1e-5)
+
+
 @pytest.mark.parametrize("value", ["qurey", "good", 3, None, ["query"]])
 def test_a_prompt_that_is_none(prompted: Path, value: Any) -> None:
     with pytest.raises(UsageError) as caught:

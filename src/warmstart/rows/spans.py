@@ -58,8 +58,9 @@ def read_spans(value: object, text: str, where: Where) -> list[Span]:
     Label Studio's regions of hypertext are read by their `globalOffsets`, which count what a browser shows: where the
     text is markup the two differ, and that is an error.
 
-    Raises `DataError` "spans-unusable" (also for labelled regions of other kinds, such as `paragraphlabels`), "span-out-of-text" (an end beyond the text, a start not before its end),
-    "span-text-differs", and "annotations-disagree" where a task has several annotations that are not the same.
+    Raises `DataError` "spans-unusable" (also for labelled regions of other kinds, such as `paragraphlabels`),
+    "span-out-of-text" (an end beyond the text, a start not before its end), "span-text-differs", and
+    "annotations-disagree" where a task has several annotations that are not the same.
 
         >>> read_spans([[0, 5, "place"]], "Paris in May", Where())
         [Span(start=0, end=5, label='place')]
@@ -108,7 +109,8 @@ def _is_region(region: object) -> bool:
 
 def _plain_region(item: Mapping[str, Any], text: str, where: Where) -> Mapping[str, Any]:
     """A region of hypertext as one of plain text, where its offsets are exact. Raises DataError "spans-unusable"."""
-    kind = next((name for name in map(str, item) if name.endswith("labels") and name not in ("labels", _HYPERTEXT)), None)
+    kinds = [name for name in map(str, item) if name.endswith("labels")]
+    kind = next((name for name in kinds if name not in ("labels", _HYPERTEXT)), None)
     if kind is not None:
         raise _unusable(item, where, f"a region of {kind} has no place in a text that is one string")
     overall = item.get("globalOffsets")

@@ -156,7 +156,8 @@ class Embedding:
 
     def files(self, *, width: int) -> Mapping[str, bytes]:
         """What sentence-transformers reads beside the model."""
-        prompts = {**self.prompts, **({"query": self.prompt, "document": self.pair_prompt} if self.prompt else {})}
+        asked = {"query": self.prompt, "document": self.pair_prompt} if self.prompt or self.pair_prompt else {}
+        prompts = {**self.prompts, **asked}
         settings = EmbeddingSettings(
             self.pooling, self.normalize, self.prompt, self.tokenizer.limit, False, prompts, self.pools_prompt
         )
