@@ -14,8 +14,8 @@ from warmstart.checkpoints import verify_export
 from warmstart.tasks import TASKS
 
 # The first case of each task, and those that taught something: padding further from a text than a window reaches,
-# a decoder, windows.
-_TAUGHT = ("embedding-triplets", "text-gpt2-no-pad-token", "answer-windows")
+# a decoder, windows; and the half of zero-shot that is another graph.
+_TAUGHT = ("embedding-triplets", "text-gpt2-no-pad-token", "answer-windows", "zero-shot-embedding")
 _FIRST = {case.task: case for case in reversed(CASES)}
 _GENERATING = {name for name, kind in TASKS.items() if "rows_at_most" in vars(kind)}  # no graph is a loop over tokens
 EXPORTED = [

@@ -210,9 +210,7 @@ def test_masks_are_a_function_of_seed_epoch_and_example(tiny: Callable[..., Path
 
     plain = list(range(6))
     assert masked(0, 0, 6, plain) == masked(0, 0, 2, plain)  # whatever stands beside a row
-    mixed = masked(
-        0, 0, 6, [3, 1, 5, 0, 4, 2]
-    )  # an example is its place in the data, so two of them are what they were
+    mixed = masked(0, 0, 6, [3, 1, 5, 0, 4, 2])  # an example is its place in the data: two of them keep theirs
     kept = {rows[i]["text"] for i in (1, 4)}
     same = {text for text, masks in masked(0, 0, 6, plain).items() if mixed[text] == masks}
     assert same == kept, (same, kept)

@@ -230,7 +230,9 @@ def test_labels_of_rows_are_embedded_once_for_all_rows(
     tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However many rows name them, in however many windows and calls; what is kept is bounded, and changes nothing."""
-    labels = [f"good {word}" for word in "film cast plot story fun sad great warm bad dull".split()]
+    labels = [
+        f"good {word}" for word in ("film", "cast", "plot", "story", "fun", "sad", "great", "warm", "bad", "dull")
+    ]
     rows = [{"text": f"film {i}", "labels": labels[i % 3 :] + labels[: i % 3]} for i in range(1000)]
     pipe = embed(tiny("bert", "base"))
     seen: list[int] = []
