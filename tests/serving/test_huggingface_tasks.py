@@ -72,6 +72,9 @@ def test_an_answer(url: str, pipes: Mapping[str, ws.Pipeline]) -> None:
         same(asking.question_answering("is it warm?", TEXT, **more), expected, "answer score start end")
     with pytest.raises(HfHubHTTPError, match="top_k"):
         asking.question_answering("is it warm?", TEXT, top_k=3)
+    for threshold, status in ((1, 200), (1.0, 200), (True, 422), (0.5, 422), ("1.0", 422)):
+        asked = {"inputs": {"question": "a", "context": "b"}, "parameters": {"no_answer_threshold": threshold}}
+        assert httpx.post(f"{url}/answers", json=asked, trust_env=False).status_code == status, threshold
 
 
 @pytest.mark.parametrize(("model", "multi_label"), [("zero", True), ("near", False)])

@@ -79,7 +79,7 @@ async def _infer(call: Call) -> Answer:
         raise parameter_unsupported("options", "there are no options: nothing is cached and the model is always loaded")
     shape, harmless = _shape(served), _harmless(served)
     for name, value in parameters.items():
-        done_anyway = any(type(value) is type(each) and value == each for each in harmless.get(name, ()))
+        done_anyway = any(_is_same(value, each) for each in harmless.get(name, ()))
         if value is not None and name not in shape.parameters and not done_anyway:
             raise parameter_unsupported(name, _why_not(served, harmless.get(name)))
     several = isinstance(body["inputs"], list)
@@ -88,6 +88,11 @@ async def _infer(call: Call) -> Answer:
     answers = [shape.answer(prediction, parameters) for prediction in predictions]
     # Of one text, text classification too answers with a list in a list: so do Hugging Face's servers.
     return Answer(answers if several or shape.nested else answers[0], predictions)
+
+
+def _is_same(value: Any, served: Any) -> bool:
+    """As JSON's schemas have it: 1 is 1.0, and true is neither."""
+    return bool(value == served) and isinstance(value, bool) is isinstance(served, bool)
 
 
 def _why_not(served: Served, values: tuple[Any, ...] | None) -> str:
