@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,16 +32,15 @@ def test_an_interrupt_stops_the_answer_and_not_the_program(
     warmstart: Any, tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     interrupted: list[TextStream] = []
-    grow = TextStream._grow
+    grow = TextStream.__next__
 
-    def once(self: TextStream) -> Iterator[str]:
-        for piece in grow(self):
-            yield piece
-            if not interrupted:
-                interrupted.append(self)
-                raise KeyboardInterrupt
+    def once(self: TextStream) -> str:
+        if self.text and not interrupted:
+            interrupted.append(self)
+            raise KeyboardInterrupt
+        return grow(self)
 
-    monkeypatch.setattr(TextStream, "_grow", once)
+    monkeypatch.setattr(TextStream, "__next__", once)
     done = warmstart("chat", "-m", tiny("llama", "generation"), *NEW, "--device", "cpu", stdin=b"is it fun\nwhy\n")
     assert done.code == 0
     [stopped] = interrupted

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,18 @@ PROMPTS = [
     "x",
 ]
 NEW = {"max_new_tokens": 12}
+
+# What a checkpoint may ask of generating, beside how it is drawn.
+SETTINGS: Mapping[str, Any] = {
+    "no_repeat_ngram_size": 2,
+    "repetition_penalty": 1.3,
+    "bad_words_ids": [[7], [9, 11]],
+    "sequence_bias": [[[13], 2.0]],
+    "suppress_tokens": [20, 21],
+    "begin_suppress_tokens": [30, 31],
+    "forced_eos_token_id": 2,
+    "min_length": 12,
+}
 
 
 def load(tiny: Callable[..., Path], family: str = "llama", **options: Any) -> ws.Pipeline:
@@ -80,6 +92,56 @@ def test_beams_are_those_of_generate(tiny: Callable[..., Path], family: str) -> 
     with pytest.raises(UsageError) as caught:
         pipe.stream("x")
     assert caught.value.code == "stream-with-beams"
+
+
+def stored(tiny: Callable[..., Path], tmp_path: Path, family: str, settings: Mapping[str, Any]) -> Path:
+    folder = copy_of(tiny(family, "generation"), tmp_path / family)
+    edit_json(folder / "generation_config.json", settings)
+    return folder
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("beams", [1, 3])
+def test_the_checkpoints_settings_hold(tiny: Callable[..., Path], tmp_path: Path, family: str, beams: int) -> None:
+    pipe = ws.load(stored(tiny, tmp_path, family, SETTINGS), options=NEW | {"beams": beams}, device="cpu")
+    expected = [reference(pipe, prompt, num_beams=beams) for prompt in PROMPTS]
+    assert [pipe(prompt).generated_text for prompt in PROMPTS] == expected
+    assert [prediction.generated_text for prediction in pipe(PROMPTS)] == expected
+    assert expected != [prediction.generated_text for prediction in load(tiny, family, beams=beams)(PROMPTS)]
+    if beams == 1:
+        assert ["".join(pipe.stream(prompt)) for prompt in PROMPTS] == expected
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_each_setting_holds_by_itself(tiny: Callable[..., Path], tmp_path: Path, name: str) -> None:
+    pipe = ws.load(stored(tiny, tmp_path, "llama", {name: SETTINGS[name]}), options=NEW, device="cpu")
+    expected = [reference(pipe, prompt) for prompt in PROMPTS]
+    assert [prediction.generated_text for prediction in pipe(PROMPTS)] == expected
+
+
+def test_draws_obey_the_checkpoints_settings(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    allowed = [40, 41, 42]
+    size = load(tiny).model.config.vocab_size
+    others = [token for token in range(size) if token not in allowed]
+    settings = {"suppress_tokens": others, "do_sample": True, "temperature": 9.0, "top_k": 1}  # the last two: not ours
+    pipe = ws.load(stored(tiny, tmp_path, "llama", settings), options=NEW | {"temperature": 1.0}, device="cpu")
+    alone = [pipe(prompt).generated_text for prompt in PROMPTS]
+    assert [prediction.generated_text for prediction in pipe(PROMPTS)] == alone
+    assert ["".join(pipe.stream(prompt)) for prompt in PROMPTS] == alone
+    said = set("".join(alone))
+    assert len(said) > 1 and said <= set(pipe.tokenizer.decode(allowed))
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+def test_settings_that_are_not_followed_are_said(
+    tiny: Callable[..., Path], tmp_path: Path, caplog: pytest.LogCaptureFixture, beams: int
+) -> None:
+    others = {"stop_strings": ["a"], "guidance_scale": 2.0, "num_beam_groups": 1, "return_dict_in_generate": True}
+    folder = stored(tiny, tmp_path, "llama", others)
+    with caplog.at_level(logging.WARNING, "warmstart"):
+        pipe = ws.load(folder, options=NEW | {"beams": beams}, device="cpu")
+    assert "guidance_scale=2.0, stop_strings=['a']" in caplog.text and "num_beam_groups" not in caplog.text
+    assert pipe(PROMPTS) == load(tiny, beams=beams)(PROMPTS)
 
 
 def test_a_conversation_is_written_as_the_template_says(tiny: Callable[..., Path]) -> None:
@@ -269,8 +331,9 @@ def _joined(pieces: list[str]) -> str:
     return text[:-1].replace("\N{REPLACEMENT CHARACTER}", "") + text[-1:]
 
 
-def test_a_stream_that_is_closed_lets_go_of_its_cache(
-    tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("way", ["close", "drop"])
+def test_a_stream_that_is_closed_or_dropped_lets_go_of_its_cache(
+    tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
     caches: list[weakref.ref[Any]] = []
     made = DynamicCache.__init__
@@ -284,10 +347,25 @@ def test_a_stream_that_is_closed_lets_go_of_its_cache(
     assert pipe.model.training and not torch.is_inference_mode_enabled()  # between tokens, the model is ours again
     gc.collect()
     assert [ref for ref in caches if ref() is not None]
-    stream.close()
-    gc.collect()
-    assert not [ref for ref in caches if ref() is not None]
+    gc.disable()
+    try:
+        if way == "drop":
+            del stream
+            assert not [ref for ref in caches if ref() is not None]
+            return
+        stream.close()
+        assert not [ref for ref in caches if ref() is not None]
+    finally:
+        gc.enable()
     assert stream.text == first and stream.prediction is None and list(stream) == []
+
+
+def test_a_stream_closed_after_its_last_piece_has_no_prediction(tiny: Callable[..., Path]) -> None:
+    pipe = load(tiny, max_new_tokens=1)
+    stream = pipe.stream(PROMPTS[0])
+    assert next(stream) == pipe(PROMPTS[0]).generated_text
+    stream.close()
+    assert list(stream) == [] and stream.prediction is None
 
 
 # --- learning -------------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from support.models import ENCODER_DECODERS, POSITIONS, tiny_checkpoint
 from warmstart.batching import collate
 from warmstart.engine.runtime_torch import to_tensors
 from warmstart.errors import DataError, UsageError
+from warmstart.features import Batch
 from warmstart.rows import Row, read
 from warmstart.tasks.contract import Generates
 from warmstart.tasks.text_to_text import TextToText
@@ -126,6 +127,33 @@ def test_a_stream_joins_to_the_prediction(tiny_root: Path) -> None:
     assert caught.value.code == "stream-with-beams"
 
 
+def test_a_stream_of_a_model_in_train_mode_says_the_same(tiny_root: Path) -> None:
+    """The encoder has dropout, which the person's mode must not turn on."""
+    pipe = loaded(tiny_root, "bart")
+    expected = [prediction.text for prediction in pipe(TEXTS)]
+    pipe.model.train()
+    encoder = pipe.model.get_encoder()
+    modes: list[bool] = []
+    encoder.register_forward_pre_hook(lambda module, given: modes.append(module.training))
+    for text, whole in zip(TEXTS, expected, strict=True):
+        stream = pipe.stream(text)
+        assert modes == [] and next(stream) and modes == [False]  # nothing runs before the first step
+        assert pipe.model.training and encoder.training  # between tokens, the model is ours again
+        assert stream.text + "".join(stream) == whole
+        modes.clear()
+
+
+def test_lack_of_memory_in_the_encoder_is_said(tiny_root: Path) -> None:
+    pipe = loaded(tiny_root, "bart")
+
+    def full(module: Any, given: Any) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    pipe.model.get_encoder().register_forward_pre_hook(full)
+    with pytest.raises(MemoryError):
+        next(pipe.stream("bad"))
+
+
 def test_draws_differ_by_seed_and_text_alone(tiny_root: Path) -> None:
     drawn = [loaded(tiny_root, "t5", temperature=2.0, seed=seed)(TEXTS) for seed in (0, 1, 0)]
     assert drawn[0] == drawn[2] != drawn[1]
@@ -192,6 +220,17 @@ def test_the_loss_is_the_models_own(tiny_root: Path, family: str) -> None:
     assert ((losses * weights).sum() / weights.sum()).item() == pytest.approx(own.item(), rel=1e-6)
     tokenized = pipe.tokenizer([row["target"] for row in rows])["input_ids"]
     assert [feature.targets["labels"].tolist() for feature in features] == tokenized
+
+
+def test_the_loss_is_computed_in_float32(tiny_root: Path) -> None:
+    """bfloat16 counts to 256 only, and rounds losses to three digits."""
+    task = loaded(tiny_root, "t5").task
+    labels = torch.full((1, 301), 5)
+    logits = torch.randn(1, 301, 8, generator=torch.Generator().manual_seed(0)).bfloat16()
+    batch = Batch((), {}, {"labels": labels})
+    losses, weights = task.loss({"logits": logits}, batch)
+    assert weights.tolist() == [301]
+    torch.testing.assert_close(losses, -logits.float().log_softmax(-1)[..., 5].mean(1), atol=1e-6, rtol=1e-6)
 
 
 def test_a_long_target_is_learned_without_an_end(tiny_root: Path, caplog: pytest.LogCaptureFixture) -> None:

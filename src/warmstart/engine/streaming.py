@@ -48,13 +48,23 @@ class TextStream:
         self._task, self._row = task, row
         self._features = list(task.encode([row]))
         self._steps = runtime.stream(collate(self._features, task.pads))
-        self._pieces = self._grow()
+        self._answer: Answer | None = None
 
     def __iter__(self) -> TextStream:
         return self
 
     def __next__(self) -> str:
-        return next(self._pieces)
+        # No generator of ours: its frame would hold this object, and a dropped stream would wait for the collector.
+        for answers in self._steps:
+            self._answer = answers[0]
+            settled = self._answer.settled
+            if len(settled) > len(self.text):
+                piece, self.text = settled[len(self.text) :], settled
+                return piece
+        answer, self._answer = self._answer, None
+        if answer is not None and answer.finish is not None:
+            self.prediction = decode_row(self._task, self._row, self._features, [answer.outputs()])
+        raise StopIteration
 
     def __enter__(self) -> TextStream:
         return self
@@ -64,14 +74,5 @@ class TextStream:
 
     def close(self) -> None:
         """Stop here. Nothing more comes, and nothing is held."""
-        self._pieces.close()
         self._steps.close()
-
-    def _grow(self) -> Generator[str]:
-        answers: Sequence[Answer] = ()
-        for answers in self._steps:
-            settled = answers[0].settled
-            if len(settled) > len(self.text):
-                piece, self.text = settled[len(self.text) :], settled
-                yield piece
-        self.prediction = decode_row(self._task, self._row, self._features, [answers[0].outputs()])
+        self._answer = None

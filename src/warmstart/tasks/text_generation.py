@@ -27,8 +27,10 @@ from warmstart.tasks.generation_options import (
     end_ids_of,
     rows_at_most,
     stops,
+    stored_settings,
 )
 from warmstart.tasks.position_head import logits_at
+from warmstart.tasks.processors import say_not_followed
 from warmstart.tokenization import Tokenizer
 
 log = logging.getLogger("warmstart")
@@ -102,6 +104,11 @@ class TextGeneration:
         chosen = checked_options(cls, options, {**GENERATION_RULES, "long_text": ("truncate", "error")})
         if "stop" in chosen:
             chosen["stop"] = stops(chosen["stop"])
+        settings = stored_settings(folder)
+        say_not_followed(settings)
+        fewest = settings.get("min_new_tokens")
+        if type(fewest) is int and fewest > 0:
+            chosen.setdefault("min_new_tokens", min(fewest, chosen.get("max_new_tokens", cls.max_new_tokens)))
         return cls(
             tokenizer,
             Chat.from_folder(tokenizer, folder),
@@ -233,7 +240,8 @@ class TextGeneration:
             for feature in batch.features
         ]
         if self.beams == 1:
-            steps = CausalSteps(model, batch.inputs["input_ids"], batch.inputs["attention_mask"])
+            mosts = [answer.most for answer in answers]
+            steps = CausalSteps(model, batch.inputs["input_ids"], batch.inputs["attention_mask"], self.how, mosts)
             return generate(steps, answers, self.how)
         ids, mask = to_the_right(batch.inputs["input_ids"], batch.inputs["attention_mask"])
         return beam_search(model, {"input_ids": ids, "attention_mask": mask}, answers, self.how)

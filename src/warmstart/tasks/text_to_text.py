@@ -30,6 +30,7 @@ from warmstart.tasks.generation_options import (
     stored_settings,
 )
 from warmstart.tasks.option_rules import Rule
+from warmstart.tasks.processors import say_not_followed
 from warmstart.tokenization import Tokenizer
 
 log = logging.getLogger("warmstart")
@@ -117,6 +118,7 @@ class TextToText:
         }
         chosen = checked_options(cls, options, known)
         settings = {**config, **stored_settings(folder)}
+        say_not_followed(settings)
         positions = _positions(config)
         if "max_new_tokens" in chosen and positions is not None and chosen["max_new_tokens"] > positions:
             raise UsageError(
@@ -220,7 +222,7 @@ class TextToText:
         """Each row's mean cross entropy over its target's tokens; a row weighs as many as these are."""
         from torch.nn.functional import cross_entropy
 
-        logits, labels = outputs["logits"], batch.targets["labels"]  # (B, T, V), (B, T)
+        logits, labels = outputs["logits"].float(), batch.targets["labels"]  # (B, T, V), (B, T)
         losses = cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORED, reduction="none")
         counts = (labels != IGNORED).sum(dim=1)
         return losses.sum(dim=1) / counts.clamp(min=1), counts.to(losses.dtype)
