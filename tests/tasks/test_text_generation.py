@@ -22,11 +22,12 @@ from support.models import DECODERS
 from warmstart.batching import collate
 from warmstart.engine.runtime_torch import to_tensors
 from warmstart.engine.unpad import is_unpadded, pad
-from warmstart.errors import CheckpointError, DataError, UsageError, WarmstartError
-from warmstart.rows import Row
+from warmstart.errors import CheckpointError, DataError, UsageError, WarmstartError, Where
+from warmstart.rows import Row, read
+from warmstart.tasks.class_loss import IGNORED
 from warmstart.tasks.decoding import Answer, choose
 from warmstart.tasks.generation_options import Generation, cache_bytes_a_token
-from warmstart.tasks.text_generation import IGNORED, TextGeneration
+from warmstart.tasks.text_generation import TextGeneration
 
 PROMPTS = [
     "I love this film",
@@ -471,6 +472,93 @@ def test_rows_with_nothing_to_learn_are_left_out_and_said(
     with pytest.raises(DataError) as caught:
         list(pipe.task.encode([Row({"messages": [{"role": "user", "content": "x"}]})], train=True))
     assert caught.value.code in ("messages-without-answer", "chat-template-missing")
+
+
+@pytest.mark.parametrize("kind", ["completion", "messages"])
+def test_rows_that_are_cut_in_training_are_said_once_or_refused(
+    tiny: Callable[..., Path], caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
+    pipe = load(tiny, max_length=24)
+
+    def row(prompt: str, answer: str) -> Row:
+        turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
+        return Row({"messages": turns} if kind == "messages" else {"prompt": prompt, "completion": answer})
+
+    rows = [row("x", "yes"), row("good " * 40, "yes"), row("x", "good " * 40), row("x", "no")]
+    rows = [Row(each, Where(source="rows.jsonl", line=i + 1)) for i, each in enumerate(rows)]
+    said = "2 of 4 rows are longer than 24 tokens and lose their beginning, 1 of them some of what was to be learned"
+    with caplog.at_level(logging.WARNING, "warmstart"):
+        features = list(pipe.task.encode(rows, train=True))
+    assert [feature.meta["truncated"] for feature in features] == [False, True, True, False]
+    [message] = caplog.messages
+    assert message.startswith(said) and "rows.jsonl:2" in message and "long_text=error" in message
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, "warmstart"):
+        ws.evaluate(pipe, rows)
+    assert [message.startswith(said) for message in caplog.messages] == [True]
+    with pytest.raises(DataError) as caught:
+        ws.evaluate(load(tiny, max_length=24, long_text="error"), rows)
+    assert (caught.value.code, caught.value.where.line) == ("text-too-long", 2)
+
+
+def test_many_rows_are_encoded_as_one_by_one(tiny: Callable[..., Path]) -> None:
+    """They are encoded in blocks, of which a row may be of any kind."""
+    task = load(tiny).task
+    kinds: list[dict[str, Any]] = [
+        {"prompt": "good words"}, {"prompt": "The cast", "completion": " is \ud800 <s> great"},
+        {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "yes"}]},
+    ]  # fmt: skip
+    rows = [Row(kinds[i * 7 % 3]) for i in range(300)]
+    alone = {i: next(task.encode([Row(kind)], train=True)) for i, kind in enumerate(kinds)}
+    for i, feature in enumerate(task.encode(rows, train=True)):
+        expected = alone[i * 7 % 3]
+        np.testing.assert_array_equal(feature.inputs["input_ids"], expected.inputs["input_ids"])
+        np.testing.assert_array_equal(feature.targets["labels"], expected.targets["labels"])
+        assert (feature.row, feature.meta) == (i, expected.meta)
+    assert alone[1].meta["flags"] == ("special-tokens-as-text", "surrogates-replaced")
+
+
+def test_a_row_is_a_conversation_or_a_text(tiny: Callable[..., Path]) -> None:
+    pipe = load(tiny)
+    messages = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "yes"}]
+    for name in ("prompt", "completion"):
+        row = {"messages": messages, name: "good"}
+        with pytest.raises(DataError) as caught:
+            ws.evaluate(pipe, [{"messages": messages}, row])
+        assert (caught.value.code, caught.value.where.row) == ("messages-and-text", 1)
+        assert "'messages'" in caught.value.what and repr(name) in caught.value.what
+    with pytest.raises(DataError) as caught:
+        pipe({"messages": messages, "prompt": "good"})
+    assert caught.value.code == "messages-and-text"
+    assert pipe({"messages": messages[:1], "prompt": None}) == pipe({"messages": messages[:1]})
+
+
+def test_completions_without_an_end_are_said(
+    tiny: Callable[..., Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = copy_of(tiny("llama", "generation"), tmp_path / "endless")
+    for name in ("generation_config.json", "config.json"):
+        edit_json(folder / name, {}, remove=("eos_token_id",))
+    task = ws.load(folder, options=NEW, device="cpu").task
+    rows = [Row({"prompt": "good", "completion": "words"})] * 3
+    for some, count in ((rows, 1), ([Row({"prompt": "good words"})], 0)):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, "warmstart"):
+            list(task.encode(some, train=True))
+        assert [("learned without an end" in message) for message in caplog.messages] == [True] * count
+
+
+def test_a_seed_may_stand_in_a_csv_file(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    pipe = load(tiny, temperature=1.0)
+    path = tmp_path / "prompts.csv"
+    path.write_text("prompt,seed\nx,1\nx, 2\nx,\nx,1\n", encoding="utf-8")
+    found = [each.generated_text for each in pipe.predict_rows(read(path, fields=TextGeneration.fields))]
+    assert found == [each.generated_text for each in pipe([{"prompt": "x", "seed": n} for n in (1, 2, None, 1)])]
+    for cell in ("-1", "one", "1.5"):
+        path.write_text(f"prompt,seed\nx,1\nx,{cell}\n", encoding="utf-8")
+        with pytest.raises(DataError) as caught:
+            list(read(path, fields=TextGeneration.fields))
+        assert (caught.value.code, caught.value.where.line, caught.value.where.field) == ("field-not-whole", 3, "seed")
 
 
 def test_messages_need_a_template(tiny: Callable[..., Path]) -> None:

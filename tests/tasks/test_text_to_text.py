@@ -198,6 +198,20 @@ def test_a_long_text_is_cut_or_an_error(tiny_root: Path, caplog: pytest.LogCaptu
     assert (caught.value.code, caught.value.where.row) == ("text-too-long", 1)
 
 
+def test_sources_that_are_cut_in_training_are_said_once(tiny_root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pipe = loaded(tiny_root, "bart")
+    rows = [Row({"source": text, "target": "bad"}) for text in ("bad", "a good film " * 100)]
+    for judge in (lambda: list(pipe.task.encode(rows, train=True)), lambda: ws.evaluate(pipe, rows)):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, "warmstart"):
+            judge()
+        [message] = caplog.messages
+        assert message.startswith(f"1 of 2 sources are longer than {POSITIONS} tokens") and "long_text=error" in message
+    with pytest.raises(DataError) as caught:
+        list(loaded(tiny_root, "bart", long_text="error").task.encode(rows, train=True))
+    assert caught.value.code == "text-too-long"
+
+
 def test_columns_of_known_data_sets() -> None:
     for columns in ({"text": "a", "summary": "b"}, {"en": "a", "de": "b"}, {"dialogue": "a", "summary": "b"}):
         [row] = read([columns], fields=TextToText.fields, targets=True)
