@@ -130,7 +130,7 @@ def prepared(model: Any, prompts: Any, how: Generation, most: int) -> Any:
     false if there are none."""
     found: list[Any] = []
 
-    def take(model: Any, input_ids: Any, *, logits_processor: Any, **others: Any) -> Any:
+    def _take(model: Any, input_ids: Any, *, logits_processor: Any, **others: Any) -> Any:
         """Stands where a decoding method of transformers would, and decodes nothing."""
         found.append(logits_processor)
         return input_ids
@@ -141,6 +141,6 @@ def prepared(model: Any, prompts: Any, how: Generation, most: int) -> Any:
         **ends(how, most, counted_alone=False),
         num_beams=1,
         do_sample=False,
-        custom_generate=take,
+        custom_generate=_take,
     )
     return found[0]
