@@ -14,11 +14,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models
 from transformers import DynamicCache
 
 import warmstart as ws
 from support.damage import copy_of, edit_json
-from support.models import DECODERS
+from support.models import DECODERS, tiny_tokenizer
 from warmstart.batching import collate
 from warmstart.engine.runtime_torch import to_tensors
 from warmstart.engine.unpad import is_unpadded, pad
@@ -330,6 +331,60 @@ def _joined(pieces: list[str]) -> str:
     """A half character is replaced once its other half has come."""
     text = "".join(pieces)
     return text[:-1].replace("\N{REPLACEMENT CHARACTER}", "") + text[-1:]
+
+
+BYTES = {f"<0x{byte:02X}>": byte for byte in range(256)}
+WORDS = ["\u2581the", "\u2581", "cast", "\u2581is", "<s>", "</s>", "!", "\u00e9"]
+
+
+def tokens_with_bytes() -> Tokenizer:
+    """Decodes as Llama 2 does: bytes for what has no token, "\u2581" for spaces, the first of which is taken away."""
+    vocabulary = {**BYTES, **{word: 256 + i for i, word in enumerate(WORDS)}}
+    rust = Tokenizer(models.BPE(vocabulary, [], byte_fallback=True))
+    rust.decoder = decoders.Sequence(
+        [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    rust.add_special_tokens(["<s>", "</s>"])
+    return rust
+
+
+@given(st.data())
+@settings(max_examples=150, deadline=None)
+def test_a_growing_text_is_what_all_its_tokens_say(data: st.DataObject) -> None:
+    """Whichever way a tokenizer decodes, and whatever it is given: half characters, special tokens, spaces."""
+    rust = data.draw(st.sampled_from([tokens_with_bytes(), tiny_tokenizer("gpt2").backend_tokenizer]))
+    words = [[256 + i] for i in range(len(WORDS))] + [list(text.encode()) for text in "\u20ac\U0001f642"]
+    odd = (st.lists(st.integers(0, 255), max_size=2), st.just([257] * 9), st.just([260] * 20))
+    odd = (*odd, st.just(list(("\U0001f642" * 7).encode())))  # a run of bytes is one text or none
+    some = st.one_of(st.sampled_from(words), *odd)
+    tokens = [token for part in data.draw(st.lists(some, min_size=20, max_size=60)) for token in part]
+    tokens = [token % rust.get_vocab_size() for token in tokens]
+
+    def decode(ids: list[int]) -> str:
+        return str(rust.decode(ids, skip_special_tokens=True))
+
+    answer = Answer(Generation(max_new_tokens=999), most=999, key="", seed=0, decode=decode)
+    step = data.draw(st.integers(1, 3))
+    for end, token in enumerate(tokens, start=1):
+        answer.add(token)
+        if end % step == 0:
+            assert answer.text == decode(tokens[:end])
+
+
+def test_a_long_answer_is_not_decoded_anew_for_each_token() -> None:
+    rust = tiny_tokenizer("gpt2").backend_tokenizer
+    decoded = []
+
+    def decode(ids: list[int]) -> str:
+        decoded.append(len(ids))
+        return str(rust.decode(ids, skip_special_tokens=True))
+
+    how = Generation(max_new_tokens=999, stop=("never said",))
+    answer = Answer(how, most=999, key="", seed=0, decode=decode)
+    for token in rust.encode("the cast is great " * 50).ids:
+        answer.add(token)
+        assert answer.settled
+    assert len(answer.tokens) > 100 and max(decoded) <= 17
 
 
 @pytest.mark.parametrize("way", ["close", "drop"])

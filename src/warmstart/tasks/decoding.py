@@ -23,7 +23,11 @@ from warmstart.tasks.processors import ProcessedPrompts, ends, prepared
 
 LOST = "lost"  # no reason to end, but NaN
 NOTHING = -1  # stands in an array of tokens after the last
+HALF = "\N{REPLACEMENT CHARACTER}"  # stands in a text for bytes that are no character, or not yet
 FINISHES = ("end", "stop", "length")  # a token that ends the text, a stop text, or the most tokens it may have
+
+
+_BEHIND = 16  # tokens that are decoded again with a new one
 
 
 class Steps(Protocol):
@@ -51,6 +55,7 @@ class Answer:
         self.finish: str | None = None
         self.most = most
         self._how, self._decode = how, decode
+        self._text, self._read = "", 0  # what the first so many tokens say
         self._draws = generator(seed, "sample", key) if how.temperature else None
 
     def add(self, token: int) -> None:
@@ -59,7 +64,7 @@ class Answer:
             self.finish = "end"
             return
         self.tokens.append(token)
-        if self._how.stop and _cut(self._decode(self.tokens), self._how.stop) is not None:
+        if self._how.stop and _cut(self._grown(), self._how.stop) is not None:
             self.finish = "stop"
         elif len(self.tokens) >= self.most:
             self.finish = "length"
@@ -83,7 +88,7 @@ class Answer:
     @property
     def text(self) -> str:
         """The answer without a stop text."""
-        text = self._decode(self.tokens)
+        text = self._grown()
         cut = _cut(text, self._how.stop)
         return text if cut is None else text[:cut]
 
@@ -93,12 +98,25 @@ class Answer:
         text = self.text
         if self.finish is not None:
             return text
-        text = text.rstrip("\N{REPLACEMENT CHARACTER}")
+        text = text.rstrip(HALF)
         longest = max((len(stop) for stop in self._how.stop), default=1) - 1
         for size in range(min(longest, len(text)), 0, -1):
             if any(stop.startswith(text[-size:]) for stop in self._how.stop):
                 return text[:-size]
         return text
+
+    def _grown(self) -> str:
+        """What all tokens say. Of a long answer its end alone is decoded, with and without what is new: a decoder may
+        treat the first token and half a character otherwise, and where it might, all is decoded."""
+        start, text = self._read - _BEHIND, None
+        if len(self.tokens) == self._read:
+            return self._text
+        if start > 0:
+            before, after = self._decode(self.tokens[start : self._read]), self._decode(self.tokens[start:])
+            if before.strip() and self._text.endswith(before) and after.startswith(before) and HALF not in after:
+                text = self._text + after[len(before) :]
+        self._text, self._read = self._decode(self.tokens) if text is None else text, len(self.tokens)
+        return self._text
 
     def outputs(self, width: int | None = None) -> dict[str, Array]:
         """What `decode` reads: `tokens` (width,), NOTHING after the last, and `finish` (), a place in FINISHES, or NaN
