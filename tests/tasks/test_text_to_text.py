@@ -18,7 +18,7 @@ from support.damage import copy_of, edit_json
 from support.models import ENCODER_DECODERS, POSITIONS, tiny_checkpoint
 from warmstart.batching import collate
 from warmstart.engine.runtime_torch import to_tensors
-from warmstart.errors import DataError, UsageError
+from warmstart.errors import DataError, UsageError, WarmstartError
 from warmstart.features import Batch
 from warmstart.rows import Row, read
 from warmstart.tasks.contract import Generates
@@ -150,8 +150,10 @@ def test_lack_of_memory_in_the_encoder_is_said(tiny_root: Path) -> None:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
 
     pipe.model.get_encoder().register_forward_pre_hook(full)
-    with pytest.raises(MemoryError):
-        next(pipe.stream("bad"))
+    for call in (lambda: next(pipe.stream("bad")), lambda: pipe("bad")):
+        with pytest.raises(WarmstartError) as caught:
+            call()
+        assert caught.value.code == "out-of-memory"
 
 
 def test_draws_differ_by_seed_and_text_alone(tiny_root: Path) -> None:
