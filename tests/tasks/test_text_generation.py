@@ -114,6 +114,29 @@ def test_the_checkpoints_settings_hold(tiny: Callable[..., Path], tmp_path: Path
         assert ["".join(pipe.stream(prompt)) for prompt in PROMPTS] == expected
 
 
+@pytest.mark.parametrize("beams", [1, 2])
+def test_a_stored_shortest_answer_holds_and_gives_way(
+    tiny: Callable[..., Path],
+    tmp_path: Path,
+    beams: int,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    ending = {"sequence_bias": [[[2], 50.0]], "min_new_tokens": 5}
+    folder = stored(tiny, tmp_path, "llama", ending)
+    options = NEW | {"beams": beams}
+    assert [each.new_tokens for each in ws.load(folder, options=options, device="cpu")(PROMPTS)] == [5] * len(PROMPTS)
+    assert ws.load(folder, options=options | {"max_new_tokens": 3}, device="cpu")("x").new_tokens == 3
+    edit_json(folder / "generation_config.json", {"min_length": 8}, remove=("min_new_tokens",))
+    pipe = ws.load(folder, options=options, device="cpu")
+    expected = [max(0, 8 - prediction.tokens) for prediction in pipe(PROMPTS)]
+    assert [prediction.new_tokens for prediction in pipe(PROMPTS)] == expected and max(expected) > min(expected) == 0
+    chosen = ws.load(folder, options=options | {"min_new_tokens": 7}, device="cpu")
+    assert [prediction.new_tokens for prediction in chosen(PROMPTS)] == [7] * len(PROMPTS)
+    assert "min_length" not in caplog.text
+
+
 @pytest.mark.parametrize("name", SETTINGS)
 def test_each_setting_holds_by_itself(tiny: Callable[..., Path], tmp_path: Path, name: str) -> None:
     pipe = ws.load(stored(tiny, tmp_path, "llama", {name: SETTINGS[name]}), options=NEW, device="cpu")

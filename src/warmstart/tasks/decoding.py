@@ -247,14 +247,14 @@ def beam_search(
         places = [place for place, own in enumerate(keys) if own == key]
         most, length = key
         given = {name: tensor[places, -length:] for name, tensor in inputs.items()}
+        start = given["input_ids"].shape[1] if decoder else 1
         found = model.generate(
             **given,
-            **ends(how, most, counted_alone=not decoder),
+            **ends(how, most, after=start, decoder=decoder),
             num_beams=how.beams,
             do_sample=False,
             length_penalty=how.length_penalty,
         )
-        start = given["input_ids"].shape[1] if decoder else 1
         for place, tokens in zip(places, found[:, start:].tolist(), strict=True):
             answers[place].finish_with(tokens)
     yield answers

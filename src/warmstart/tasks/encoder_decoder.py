@@ -24,7 +24,7 @@ class EncoderDecoderSteps:
 
     def first(self) -> Any:
         # The encoder runs in here, and not before the first step, which is taken in eval mode.
-        arguments = ends(self._how, self._most, counted_alone=True)
+        arguments = ends(self._how, self._most, after=1, decoder=False)
         first = self._model.generate(
             **self._inputs, **arguments, num_beams=1, do_sample=False, custom_generate=self._take
         )

@@ -45,23 +45,25 @@ def say_not_followed(settings: Mapping[str, Any]) -> None:
         log.warning("the checkpoint's generation settings ask for what is not done here: %s", ", ".join(said))
 
 
-def ends(how: Generation, most: int, *, counted_alone: bool) -> dict[str, Any]:
-    """The arguments of `generate` that say where an answer of at most `most` tokens ends, and that it is made in no way
-    that we do not follow, whatever the checkpoint's settings say.
+def ends(how: Generation, most: int, *, after: int, decoder: bool) -> dict[str, Any]:
+    """The arguments of `generate` that say where an answer of at most `most` tokens ends, which begins after so many
+    tokens, and that it is made in no way that we do not follow, whatever the checkpoint's settings say.
 
-    A stored `min_length` counts the prompt too, and holds where nothing else is asked, unless answers are counted
-    alone.
+    A stored `min_length` counts a decoder's prompt too, and holds where nothing else is asked; an encoder-decoder's is
+    an option already.
     """
     asked = {
         **dict.fromkeys(_UNFOLLOWED),
         **_OTHER_WAYS,
         "max_new_tokens": most,
         "max_length": None,
-        "min_new_tokens": how.min_new_tokens or None,
+        "min_new_tokens": None,  # beside a stored `min_length` it would be warned about
         "eos_token_id": list(how.end_ids) or None,
         "pad_token_id": how.pad_id,
     }
-    return asked | ({"min_length": None} if counted_alone or how.min_new_tokens else {})
+    if how.min_new_tokens:
+        return asked | {"min_length": after + how.min_new_tokens}
+    return asked if decoder else asked | {"min_length": None}
 
 
 class Processed:
@@ -138,7 +140,7 @@ def prepared(model: Any, prompts: Any, how: Generation, most: int) -> Any:
     model.generate(
         input_ids=prompts,
         attention_mask=prompts.new_ones(prompts.shape),
-        **ends(how, most, counted_alone=False),
+        **ends(how, most, after=prompts.shape[1], decoder=True),
         num_beams=1,
         do_sample=False,
         custom_generate=_take,
