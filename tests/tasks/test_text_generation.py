@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import logging
 import weakref
@@ -112,6 +113,21 @@ def test_the_checkpoints_settings_hold(tiny: Callable[..., Path], tmp_path: Path
     assert expected != [prediction.generated_text for prediction in load(tiny, family, beams=beams)(PROMPTS)]
     if beams == 1:
         assert ["".join(pipe.stream(prompt)) for prompt in PROMPTS] == expected
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+def test_padding_is_no_text_for_a_setting(tiny: Callable[..., Path], tmp_path: Path, beams: int) -> None:
+    """GPT-2 pads with the token that ends a text, which could not come again if padding were counted."""
+    folder = stored(tiny, tmp_path, "gpt2", {"no_repeat_ngram_size": 1})
+    end = ws.load(folder, device="cpu").model.config.eos_token_id
+    edit_json(folder / "generation_config.json", {"sequence_bias": [[[end], 50.0]], "pad_token_id": end})
+    pipe = ws.load(folder, options=NEW | {"beams": beams}, device="cpu")
+    object.__setattr__(pipe.task, "tokenizer", dataclasses.replace(pipe.task.tokenizer, pad_id=end))
+    assert [prediction.new_tokens for prediction in pipe(PROMPTS)] == [0] * len(PROMPTS)
+    pipe.tokenizer.pad_token_id, pipe.tokenizer.padding_side = end, "left"
+    inputs = pipe.tokenizer(PROMPTS, return_tensors="pt", padding=True)
+    together = pipe.model.generate(**inputs, do_sample=False, num_beams=beams, max_new_tokens=3)
+    assert together.shape[1] == inputs["input_ids"].shape[1] + 3  # in transformers it is
 
 
 @pytest.mark.parametrize("beams", [1, 2])
