@@ -82,9 +82,14 @@ class Pipeline:
         return self._counting_cuts(predict(self.task, self.runtime, rows, max_tokens=max_tokens))
 
     def judge_rows(self, rows: Iterable[Row], *, max_tokens: int = MAX_TOKENS) -> Iterator[Any]:
-        """Predictions for labelled rows, as `task.score` reads them: `predict_rows` for all but a task with an exam."""
+        """Predictions for labelled rows, as `task.score` reads them: `predict_rows` for all but a task with an exam.
+
+        Of a task that generates, `task.encode(rows, train=True)`, by which rows are checked before, says what is cut.
+        """
         encode = self.task.exam if isinstance(self.task, NeedsExam) else None
-        return self._counting_cuts(predict(self.task, self.runtime, rows, max_tokens=max_tokens, encode=encode))
+        predictions = predict(self.task, self.runtime, rows, max_tokens=max_tokens, encode=encode)
+        is_said = encode is not None and isinstance(self.task, Generates)
+        return predictions if is_said else self._counting_cuts(predictions)
 
     def _counting_cuts(self, predictions: Iterator[Any]) -> Iterator[Any]:
         cut = total = 0

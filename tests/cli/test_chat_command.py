@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,16 +32,15 @@ def test_an_interrupt_stops_the_answer_and_not_the_program(
     warmstart: Any, tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     interrupted: list[TextStream] = []
-    grow = TextStream._grow
+    grow = TextStream.__next__
 
-    def once(self: TextStream) -> Iterator[str]:
-        for piece in grow(self):
-            yield piece
-            if not interrupted:
-                interrupted.append(self)
-                raise KeyboardInterrupt
+    def once(self: TextStream) -> str:
+        if self.text and not interrupted:
+            interrupted.append(self)
+            raise KeyboardInterrupt
+        return grow(self)
 
-    monkeypatch.setattr(TextStream, "_grow", once)
+    monkeypatch.setattr(TextStream, "__next__", once)
     done = warmstart("chat", "-m", tiny("llama", "generation"), *NEW, "--device", "cpu", stdin=b"is it fun\nwhy\n")
     assert done.code == 0
     [stopped] = interrupted
@@ -60,3 +59,13 @@ def test_predict_streams_the_text_that_it_predicts(warmstart: Any, tiny: Callabl
     for wrong in (["--json"], ["-o", "out.jsonl"]):
         done = warmstart("predict", "--stream", *wrong, *common, *texts)
         assert done.code == 2 and "option-conflict" in done.err
+
+
+def test_predict_says_what_was_odd_about_a_streamed_row(warmstart: Any, tiny: Callable[..., Path]) -> None:
+    common = ("-m", tiny("gpt2", "generation"), *NEW, "--device", "cpu", "--option", "max_length=24")
+    done = warmstart("predict", "--stream", *common, "x", "good " * 40, " ")
+    assert done.code == 0
+    assert "row 1: the text is longer than 18 tokens and was cut" in done.err and done.err.count("tokens and was") == 1
+    assert "row 2: empty-text" in done.err
+    assert "row 0: the answer was cut: --option max_new_tokens=" in done.err
+    assert "row" not in done.out

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import logging
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +15,21 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models
 from transformers import DynamicCache
 
 import warmstart as ws
 from support.damage import copy_of, edit_json
-from support.models import DECODERS
+from support.models import DECODERS, tiny_tokenizer
 from warmstart.batching import collate
 from warmstart.engine.runtime_torch import to_tensors
 from warmstart.engine.unpad import is_unpadded, pad
-from warmstart.errors import CheckpointError, DataError, UsageError, WarmstartError
-from warmstart.rows import Row
+from warmstart.errors import CheckpointError, DataError, UsageError, WarmstartError, Where
+from warmstart.rows import Row, read
+from warmstart.tasks.class_loss import IGNORED
 from warmstart.tasks.decoding import Answer, choose
 from warmstart.tasks.generation_options import Generation, cache_bytes_a_token
-from warmstart.tasks.text_generation import IGNORED, TextGeneration
+from warmstart.tasks.text_generation import TextGeneration
 
 PROMPTS = [
     "I love this film",
@@ -37,6 +40,18 @@ PROMPTS = [
     "x",
 ]
 NEW = {"max_new_tokens": 12}
+
+# What a checkpoint may ask of generating, beside how it is drawn.
+SETTINGS: Mapping[str, Any] = {
+    "no_repeat_ngram_size": 2,
+    "repetition_penalty": 1.3,
+    "bad_words_ids": [[7], [9, 11]],
+    "sequence_bias": [[[13], 2.0]],
+    "suppress_tokens": [20, 21],
+    "begin_suppress_tokens": [30, 31],
+    "forced_eos_token_id": 2,
+    "min_length": 12,
+}
 
 
 def load(tiny: Callable[..., Path], family: str = "llama", **options: Any) -> ws.Pipeline:
@@ -80,6 +95,94 @@ def test_beams_are_those_of_generate(tiny: Callable[..., Path], family: str) -> 
     with pytest.raises(UsageError) as caught:
         pipe.stream("x")
     assert caught.value.code == "stream-with-beams"
+
+
+def stored(tiny: Callable[..., Path], tmp_path: Path, family: str, settings: Mapping[str, Any]) -> Path:
+    folder = copy_of(tiny(family, "generation"), tmp_path / family)
+    edit_json(folder / "generation_config.json", settings)
+    return folder
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("beams", [1, 3])
+def test_the_checkpoints_settings_hold(tiny: Callable[..., Path], tmp_path: Path, family: str, beams: int) -> None:
+    pipe = ws.load(stored(tiny, tmp_path, family, SETTINGS), options=NEW | {"beams": beams}, device="cpu")
+    expected = [reference(pipe, prompt, num_beams=beams) for prompt in PROMPTS]
+    assert [pipe(prompt).generated_text for prompt in PROMPTS] == expected
+    assert [prediction.generated_text for prediction in pipe(PROMPTS)] == expected
+    assert expected != [prediction.generated_text for prediction in load(tiny, family, beams=beams)(PROMPTS)]
+    if beams == 1:
+        assert ["".join(pipe.stream(prompt)) for prompt in PROMPTS] == expected
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+def test_padding_is_no_text_for_a_setting(tiny: Callable[..., Path], tmp_path: Path, beams: int) -> None:
+    """GPT-2 pads with the token that ends a text, which could not come again if padding were counted."""
+    folder = stored(tiny, tmp_path, "gpt2", {"no_repeat_ngram_size": 1})
+    end = ws.load(folder, device="cpu").model.config.eos_token_id
+    edit_json(folder / "generation_config.json", {"sequence_bias": [[[end], 50.0]], "pad_token_id": end})
+    pipe = ws.load(folder, options=NEW | {"beams": beams}, device="cpu")
+    object.__setattr__(pipe.task, "tokenizer", dataclasses.replace(pipe.task.tokenizer, pad_id=end))
+    assert [prediction.new_tokens for prediction in pipe(PROMPTS)] == [0] * len(PROMPTS)
+    pipe.tokenizer.pad_token_id, pipe.tokenizer.padding_side = end, "left"
+    inputs = pipe.tokenizer(PROMPTS, return_tensors="pt", padding=True)
+    together = pipe.model.generate(**inputs, do_sample=False, num_beams=beams, max_new_tokens=3)
+    assert together.shape[1] == inputs["input_ids"].shape[1] + 3  # in transformers it is
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+def test_a_stored_shortest_answer_holds_and_gives_way(
+    tiny: Callable[..., Path],
+    tmp_path: Path,
+    beams: int,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    ending = {"sequence_bias": [[[2], 50.0]], "min_new_tokens": 5}
+    folder = stored(tiny, tmp_path, "llama", ending)
+    options = NEW | {"beams": beams}
+    assert [each.new_tokens for each in ws.load(folder, options=options, device="cpu")(PROMPTS)] == [5] * len(PROMPTS)
+    assert ws.load(folder, options=options | {"max_new_tokens": 3}, device="cpu")("x").new_tokens == 3
+    edit_json(folder / "generation_config.json", {"min_length": 8}, remove=("min_new_tokens",))
+    pipe = ws.load(folder, options=options, device="cpu")
+    expected = [max(0, 8 - prediction.tokens) for prediction in pipe(PROMPTS)]
+    assert [prediction.new_tokens for prediction in pipe(PROMPTS)] == expected and max(expected) > min(expected) == 0
+    chosen = ws.load(folder, options=options | {"min_new_tokens": 7}, device="cpu")
+    assert [prediction.new_tokens for prediction in chosen(PROMPTS)] == [7] * len(PROMPTS)
+    assert "min_length" not in caplog.text
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_each_setting_holds_by_itself(tiny: Callable[..., Path], tmp_path: Path, name: str) -> None:
+    pipe = ws.load(stored(tiny, tmp_path, "llama", {name: SETTINGS[name]}), options=NEW, device="cpu")
+    expected = [reference(pipe, prompt) for prompt in PROMPTS]
+    assert [prediction.generated_text for prediction in pipe(PROMPTS)] == expected
+
+
+def test_draws_obey_the_checkpoints_settings(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    allowed = [40, 41, 42]
+    size = load(tiny).model.config.vocab_size
+    others = [token for token in range(size) if token not in allowed]
+    settings = {"suppress_tokens": others, "do_sample": True, "temperature": 9.0, "top_k": 1}  # the last two: not ours
+    pipe = ws.load(stored(tiny, tmp_path, "llama", settings), options=NEW | {"temperature": 1.0}, device="cpu")
+    alone = [pipe(prompt).generated_text for prompt in PROMPTS]
+    assert [prediction.generated_text for prediction in pipe(PROMPTS)] == alone
+    assert ["".join(pipe.stream(prompt)) for prompt in PROMPTS] == alone
+    said = set("".join(alone))
+    assert len(said) > 1 and said <= set(pipe.tokenizer.decode(allowed))
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+def test_settings_that_are_not_followed_are_said(
+    tiny: Callable[..., Path], tmp_path: Path, caplog: pytest.LogCaptureFixture, beams: int
+) -> None:
+    others = {"stop_strings": ["a"], "guidance_scale": 2.0, "num_beam_groups": 1, "return_dict_in_generate": True}
+    folder = stored(tiny, tmp_path, "llama", others)
+    with caplog.at_level(logging.WARNING, "warmstart"):
+        pipe = ws.load(folder, options=NEW | {"beams": beams}, device="cpu")
+    assert "guidance_scale=2.0, stop_strings=['a']" in caplog.text and "num_beam_groups" not in caplog.text
+    assert pipe(PROMPTS) == load(tiny, beams=beams)(PROMPTS)
 
 
 def test_a_conversation_is_written_as_the_template_says(tiny: Callable[..., Path]) -> None:
@@ -269,8 +372,63 @@ def _joined(pieces: list[str]) -> str:
     return text[:-1].replace("\N{REPLACEMENT CHARACTER}", "") + text[-1:]
 
 
-def test_a_stream_that_is_closed_lets_go_of_its_cache(
-    tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+BYTES = {f"<0x{byte:02X}>": byte for byte in range(256)}
+WORDS = ["\u2581the", "\u2581", "cast", "\u2581is", "<s>", "</s>", "!", "\u00e9"]
+
+
+def tokens_with_bytes() -> Tokenizer:
+    """Decodes as Llama 2 does: bytes for what has no token, "\u2581" for spaces, the first of which is taken away."""
+    vocabulary = {**BYTES, **{word: 256 + i for i, word in enumerate(WORDS)}}
+    rust = Tokenizer(models.BPE(vocabulary, [], byte_fallback=True))
+    rust.decoder = decoders.Sequence(
+        [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    rust.add_special_tokens(["<s>", "</s>"])
+    return rust
+
+
+@given(st.data())
+@settings(max_examples=150, deadline=None)
+def test_a_growing_text_is_what_all_its_tokens_say(data: st.DataObject) -> None:
+    """Whichever way a tokenizer decodes, and whatever it is given: half characters, special tokens, spaces."""
+    rust = data.draw(st.sampled_from([tokens_with_bytes(), tiny_tokenizer("gpt2").backend_tokenizer]))
+    words = [[256 + i] for i in range(len(WORDS))] + [list(text.encode()) for text in "\u20ac\U0001f642"]
+    odd = (st.lists(st.integers(0, 255), max_size=2), st.just([257] * 9), st.just([260] * 20))
+    odd = (*odd, st.just(list(("\U0001f642" * 7).encode())))  # a run of bytes is one text or none
+    some = st.one_of(st.sampled_from(words), *odd)
+    tokens = [token for part in data.draw(st.lists(some, min_size=20, max_size=60)) for token in part]
+    tokens = [token % rust.get_vocab_size() for token in tokens]
+
+    def decode(ids: list[int]) -> str:
+        return str(rust.decode(ids, skip_special_tokens=True))
+
+    answer = Answer(Generation(max_new_tokens=999), most=999, key="", seed=0, decode=decode)
+    step = data.draw(st.integers(1, 3))
+    for end, token in enumerate(tokens, start=1):
+        answer.add(token)
+        if end % step == 0:
+            assert answer.text == decode(tokens[:end])
+
+
+def test_a_long_answer_is_not_decoded_anew_for_each_token() -> None:
+    rust = tiny_tokenizer("gpt2").backend_tokenizer
+    decoded = []
+
+    def decode(ids: list[int]) -> str:
+        decoded.append(len(ids))
+        return str(rust.decode(ids, skip_special_tokens=True))
+
+    how = Generation(max_new_tokens=999, stop=("never said",))
+    answer = Answer(how, most=999, key="", seed=0, decode=decode)
+    for token in rust.encode("the cast is great " * 50).ids:
+        answer.add(token)
+        assert answer.settled
+    assert len(answer.tokens) > 100 and max(decoded) <= 17
+
+
+@pytest.mark.parametrize("way", ["close", "drop"])
+def test_a_stream_that_is_closed_or_dropped_lets_go_of_its_cache(
+    tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
     caches: list[weakref.ref[Any]] = []
     made = DynamicCache.__init__
@@ -284,10 +442,25 @@ def test_a_stream_that_is_closed_lets_go_of_its_cache(
     assert pipe.model.training and not torch.is_inference_mode_enabled()  # between tokens, the model is ours again
     gc.collect()
     assert [ref for ref in caches if ref() is not None]
-    stream.close()
-    gc.collect()
-    assert not [ref for ref in caches if ref() is not None]
+    gc.disable()
+    try:
+        if way == "drop":
+            del stream
+            assert not [ref for ref in caches if ref() is not None]
+            return
+        stream.close()
+        assert not [ref for ref in caches if ref() is not None]
+    finally:
+        gc.enable()
     assert stream.text == first and stream.prediction is None and list(stream) == []
+
+
+def test_a_stream_closed_after_its_last_piece_has_no_prediction(tiny: Callable[..., Path]) -> None:
+    pipe = load(tiny, max_new_tokens=1)
+    stream = pipe.stream(PROMPTS[0])
+    assert next(stream) == pipe(PROMPTS[0]).generated_text
+    stream.close()
+    assert list(stream) == [] and stream.prediction is None
 
 
 # --- learning -------------------------------------------------------------------------------------------------------
@@ -393,6 +566,93 @@ def test_rows_with_nothing_to_learn_are_left_out_and_said(
     with pytest.raises(DataError) as caught:
         list(pipe.task.encode([Row({"messages": [{"role": "user", "content": "x"}]})], train=True))
     assert caught.value.code in ("messages-without-answer", "chat-template-missing")
+
+
+@pytest.mark.parametrize("kind", ["completion", "messages"])
+def test_rows_that_are_cut_in_training_are_said_once_or_refused(
+    tiny: Callable[..., Path], caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
+    pipe = load(tiny, max_length=24)
+
+    def row(prompt: str, answer: str) -> Row:
+        turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
+        return Row({"messages": turns} if kind == "messages" else {"prompt": prompt, "completion": answer})
+
+    rows = [row("x", "yes"), row("good " * 40, "yes"), row("x", "good " * 40), row("x", "no")]
+    rows = [Row(each, Where(source="rows.jsonl", line=i + 1)) for i, each in enumerate(rows)]
+    said = "2 of 4 rows are longer than 24 tokens and lose their beginning, 1 of them some of what was to be learned"
+    with caplog.at_level(logging.WARNING, "warmstart"):
+        features = list(pipe.task.encode(rows, train=True))
+    assert [feature.meta["truncated"] for feature in features] == [False, True, True, False]
+    [message] = caplog.messages
+    assert message.startswith(said) and "rows.jsonl:2" in message and "long_text=error" in message
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, "warmstart"):
+        ws.evaluate(pipe, rows)
+    assert [message.startswith(said) for message in caplog.messages] == [True]
+    with pytest.raises(DataError) as caught:
+        ws.evaluate(load(tiny, max_length=24, long_text="error"), rows)
+    assert (caught.value.code, caught.value.where.line) == ("text-too-long", 2)
+
+
+def test_many_rows_are_encoded_as_one_by_one(tiny: Callable[..., Path]) -> None:
+    """They are encoded in blocks, of which a row may be of any kind."""
+    task = load(tiny).task
+    kinds: list[dict[str, Any]] = [
+        {"prompt": "good words"}, {"prompt": "The cast", "completion": " is \ud800 <s> great"},
+        {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "yes"}]},
+    ]  # fmt: skip
+    rows = [Row(kinds[i * 7 % 3]) for i in range(300)]
+    alone = {i: next(task.encode([Row(kind)], train=True)) for i, kind in enumerate(kinds)}
+    for i, feature in enumerate(task.encode(rows, train=True)):
+        expected = alone[i * 7 % 3]
+        np.testing.assert_array_equal(feature.inputs["input_ids"], expected.inputs["input_ids"])
+        np.testing.assert_array_equal(feature.targets["labels"], expected.targets["labels"])
+        assert (feature.row, feature.meta) == (i, expected.meta)
+    assert alone[1].meta["flags"] == ("special-tokens-as-text", "surrogates-replaced")
+
+
+def test_a_row_is_a_conversation_or_a_text(tiny: Callable[..., Path]) -> None:
+    pipe = load(tiny)
+    messages = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "yes"}]
+    for name in ("prompt", "completion"):
+        row = {"messages": messages, name: "good"}
+        with pytest.raises(DataError) as caught:
+            ws.evaluate(pipe, [{"messages": messages}, row])
+        assert (caught.value.code, caught.value.where.row) == ("messages-and-text", 1)
+        assert "'messages'" in caught.value.what and repr(name) in caught.value.what
+    with pytest.raises(DataError) as caught:
+        pipe({"messages": messages, "prompt": "good"})
+    assert caught.value.code == "messages-and-text"
+    assert pipe({"messages": messages[:1], "prompt": None}) == pipe({"messages": messages[:1]})
+
+
+def test_completions_without_an_end_are_said(
+    tiny: Callable[..., Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = copy_of(tiny("llama", "generation"), tmp_path / "endless")
+    for name in ("generation_config.json", "config.json"):
+        edit_json(folder / name, {}, remove=("eos_token_id",))
+    task = ws.load(folder, options=NEW, device="cpu").task
+    rows = [Row({"prompt": "good", "completion": "words"})] * 3
+    for some, count in ((rows, 1), ([Row({"prompt": "good words"})], 0)):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, "warmstart"):
+            list(task.encode(some, train=True))
+        assert [("learned without an end" in message) for message in caplog.messages] == [True] * count
+
+
+def test_a_seed_may_stand_in_a_csv_file(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    pipe = load(tiny, temperature=1.0)
+    path = tmp_path / "prompts.csv"
+    path.write_text("prompt,seed\nx,1\nx, 2\nx,\nx,1\n", encoding="utf-8")
+    found = [each.generated_text for each in pipe.predict_rows(read(path, fields=TextGeneration.fields))]
+    assert found == [each.generated_text for each in pipe([{"prompt": "x", "seed": n} for n in (1, 2, None, 1)])]
+    for cell in ("-1", "one", "1.5"):
+        path.write_text(f"prompt,seed\nx,1\nx,{cell}\n", encoding="utf-8")
+        with pytest.raises(DataError) as caught:
+            list(read(path, fields=TextGeneration.fields))
+        assert (caught.value.code, caught.value.where.line, caught.value.where.field) == ("field-not-whole", 3, "seed")
 
 
 def test_messages_need_a_template(tiny: Callable[..., Path]) -> None:

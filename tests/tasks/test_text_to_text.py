@@ -18,7 +18,8 @@ from support.damage import copy_of, edit_json
 from support.models import ENCODER_DECODERS, POSITIONS, tiny_checkpoint
 from warmstart.batching import collate
 from warmstart.engine.runtime_torch import to_tensors
-from warmstart.errors import DataError, UsageError
+from warmstart.errors import DataError, UsageError, WarmstartError
+from warmstart.features import Batch
 from warmstart.rows import Row, read
 from warmstart.tasks.contract import Generates
 from warmstart.tasks.text_to_text import TextToText
@@ -126,6 +127,35 @@ def test_a_stream_joins_to_the_prediction(tiny_root: Path) -> None:
     assert caught.value.code == "stream-with-beams"
 
 
+def test_a_stream_of_a_model_in_train_mode_says_the_same(tiny_root: Path) -> None:
+    """The encoder has dropout, which the person's mode must not turn on."""
+    pipe = loaded(tiny_root, "bart")
+    expected = [prediction.text for prediction in pipe(TEXTS)]
+    pipe.model.train()
+    encoder = pipe.model.get_encoder()
+    modes: list[bool] = []
+    encoder.register_forward_pre_hook(lambda module, given: modes.append(module.training))
+    for text, whole in zip(TEXTS, expected, strict=True):
+        stream = pipe.stream(text)
+        assert modes == [] and next(stream) and modes == [False]  # nothing runs before the first step
+        assert pipe.model.training and encoder.training  # between tokens, the model is ours again
+        assert stream.text + "".join(stream) == whole
+        modes.clear()
+
+
+def test_lack_of_memory_in_the_encoder_is_said(tiny_root: Path) -> None:
+    pipe = loaded(tiny_root, "bart")
+
+    def full(module: Any, given: Any) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    pipe.model.get_encoder().register_forward_pre_hook(full)
+    for call in (lambda: next(pipe.stream("bad")), lambda: pipe("bad")):
+        with pytest.raises(WarmstartError) as caught:
+            call()
+        assert caught.value.code == "out-of-memory"
+
+
 def test_draws_differ_by_seed_and_text_alone(tiny_root: Path) -> None:
     drawn = [loaded(tiny_root, "t5", temperature=2.0, seed=seed)(TEXTS) for seed in (0, 1, 0)]
     assert drawn[0] == drawn[2] != drawn[1]
@@ -170,6 +200,20 @@ def test_a_long_text_is_cut_or_an_error(tiny_root: Path, caplog: pytest.LogCaptu
     assert (caught.value.code, caught.value.where.row) == ("text-too-long", 1)
 
 
+def test_sources_that_are_cut_in_training_are_said_once(tiny_root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pipe = loaded(tiny_root, "bart")
+    rows = [Row({"source": text, "target": "bad"}) for text in ("bad", "a good film " * 100)]
+    for judge in (lambda: list(pipe.task.encode(rows, train=True)), lambda: ws.evaluate(pipe, rows)):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, "warmstart"):
+            judge()
+        [message] = caplog.messages
+        assert message.startswith(f"1 of 2 sources are longer than {POSITIONS} tokens") and "long_text=error" in message
+    with pytest.raises(DataError) as caught:
+        list(loaded(tiny_root, "bart", long_text="error").task.encode(rows, train=True))
+    assert caught.value.code == "text-too-long"
+
+
 def test_columns_of_known_data_sets() -> None:
     for columns in ({"text": "a", "summary": "b"}, {"en": "a", "de": "b"}, {"dialogue": "a", "summary": "b"}):
         [row] = read([columns], fields=TextToText.fields, targets=True)
@@ -192,6 +236,17 @@ def test_the_loss_is_the_models_own(tiny_root: Path, family: str) -> None:
     assert ((losses * weights).sum() / weights.sum()).item() == pytest.approx(own.item(), rel=1e-6)
     tokenized = pipe.tokenizer([row["target"] for row in rows])["input_ids"]
     assert [feature.targets["labels"].tolist() for feature in features] == tokenized
+
+
+def test_the_loss_is_computed_in_float32(tiny_root: Path) -> None:
+    """bfloat16 counts to 256 only, and rounds losses to three digits."""
+    task = loaded(tiny_root, "t5").task
+    labels = torch.full((1, 301), 5)
+    logits = torch.randn(1, 301, 8, generator=torch.Generator().manual_seed(0)).bfloat16()
+    batch = Batch((), {}, {"labels": labels})
+    losses, weights = task.loss({"logits": logits}, batch)
+    assert weights.tolist() == [301]
+    torch.testing.assert_close(losses, -logits.float().log_softmax(-1)[..., 5].mean(1), atol=1e-6, rtol=1e-6)
 
 
 def test_a_long_target_is_learned_without_an_end(tiny_root: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -107,11 +107,19 @@ def command(
 
 
 def _show_streams(pipe: Any, rows: Any) -> None:
-    """Each row's text as it grows, and an end of the line after it."""
+    """Each row's text as it grows, and an end of the line after it; then what was odd about it, beside the output."""
     for row in rows:
-        for piece in pipe.stream(row):
+        stream = pipe.stream(row)
+        for piece in stream:
             console.write(piece)
         console.show("")
+        place = f"{row.where}: " if str(row.where) else ""
+        if stream.prediction.truncated:
+            console.say(f"{place}the text is longer than {pipe.task.prompt_limit:,} tokens and was cut")
+        if stream.prediction.flags:
+            console.say(f"{place}{', '.join(stream.prediction.flags)}")
+        if stream.prediction.finish_reason == "length":
+            console.say(f"{place}the answer was cut: --option max_new_tokens=… allows more")
 
 
 def _predict(

@@ -66,14 +66,9 @@ class TorchRuntime:
 
         Raises MemoryError where the device has not enough memory for the batch.
         """
-        try:
-            with torch.inference_mode(), self._mode.of(self.model):
-                outputs = self.task.infer(self.model, to_tensors(batch, self.device))
-                return {name: _to_array(output) for name, output in outputs.items()}
-        except RuntimeError as error:
-            if is_out_of_memory(error):
-                raise MemoryError(str(error)) from error
-            raise
+        with _lack_of_memory_said(), torch.inference_mode(), self._mode.of(self.model):
+            outputs = self.task.infer(self.model, to_tensors(batch, self.device))
+            return {name: _to_array(output) for name, output in outputs.items()}
 
     def stream(self, batch: Batch) -> Generator[Sequence[Answer]]:
         """The answers of `task.stream` after each token. Between tokens the model is the person's own again.
@@ -81,21 +76,28 @@ class TorchRuntime:
         Raises what the task's `stream` raises, at once; MemoryError as `run` does.
         """
         assert isinstance(self.task, Generates), "`TextStream` has checked it"
-        return self._each(self.task.stream(self.model, to_tensors(batch, self.device)))
+        with _lack_of_memory_said():
+            return self._each(self.task.stream(self.model, to_tensors(batch, self.device)))
 
     def _each(self, steps: Iterator[Sequence[Answer]]) -> Generator[Sequence[Answer]]:
         while True:
-            try:
-                # Neither mode may reach over a `yield`: they belong to the thread, which goes on with other things.
-                with torch.inference_mode(), self._mode.of(self.model):
-                    answers = next(steps, None)
-            except RuntimeError as error:
-                if is_out_of_memory(error):
-                    raise MemoryError(str(error)) from error
-                raise
+            # Neither mode may reach over a `yield`: they belong to the thread, which goes on with other things.
+            with _lack_of_memory_said(), torch.inference_mode(), self._mode.of(self.model):
+                answers = next(steps, None)
             if answers is None:
                 return
             yield answers
+
+
+@contextmanager
+def _lack_of_memory_said() -> Iterator[None]:
+    """Raises MemoryError for what the device says when it has not enough memory."""
+    try:
+        yield
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise MemoryError(str(error)) from error
+        raise
 
 
 def to_tensors(batch: Batch, device: str) -> Batch:

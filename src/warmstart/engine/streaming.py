@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from warmstart.batching import collate
 from warmstart.engine.predict import Runtime, decode_row
-from warmstart.errors import UsageError
+from warmstart.errors import UsageError, WarmstartError
 from warmstart.features import Batch
 from warmstart.rows import Row
 from warmstart.tasks import Task
@@ -45,16 +45,38 @@ class TextStream:
             )
         self.text = ""
         self.prediction: Any = None
-        self._task, self._row = task, row
+        self._task, self._row, self._device = task, row, runtime.device
         self._features = list(task.encode([row]))
         self._steps = runtime.stream(collate(self._features, task.pads))
-        self._pieces = self._grow()
+        self._answer: Answer | None = None
 
     def __iter__(self) -> TextStream:
         return self
 
     def __next__(self) -> str:
-        return next(self._pieces)
+        # No generator of ours: its frame would hold this object, and a dropped stream would wait for the collector.
+        while (answers := self._step()) is not None:
+            self._answer = answers[0]
+            settled = self._answer.settled
+            if len(settled) > len(self.text):
+                piece, self.text = settled[len(self.text) :], settled
+                return piece
+        answer, self._answer = self._answer, None
+        if answer is not None and answer.finish is not None:
+            self.prediction = decode_row(self._task, self._row, self._features, [answer.outputs()])
+        raise StopIteration
+
+    def _step(self) -> Sequence[Answer] | None:
+        """The answers after one more token; None at their end."""
+        try:
+            return next(self._steps, None)
+        except MemoryError as error:
+            raise WarmstartError(
+                "out-of-memory",
+                f"an answer to {self._features[0].length} tokens does not fit into the memory of {self._device}",
+                value=self._features[0].length,
+                fix='use device="cpu" or a smaller checkpoint, or lower max_new_tokens or max_length',
+            ) from error
 
     def __enter__(self) -> TextStream:
         return self
@@ -64,14 +86,5 @@ class TextStream:
 
     def close(self) -> None:
         """Stop here. Nothing more comes, and nothing is held."""
-        self._pieces.close()
         self._steps.close()
-
-    def _grow(self) -> Generator[str]:
-        answers: Sequence[Answer] = ()
-        for answers in self._steps:
-            settled = answers[0].settled
-            if len(settled) > len(self.text):
-                piece, self.text = settled[len(self.text) :], settled
-                yield piece
-        self.prediction = decode_row(self._task, self._row, self._features, [answers[0].outputs()])
+        self._answer = None

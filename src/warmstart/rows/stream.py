@@ -16,6 +16,7 @@ from warmstart.rows.spans import completed, lifted, unanswered
 from warmstart.rows.targets import is_missing, plain_value
 
 _log = logging.getLogger("warmstart")
+_MOST_DIGITS = 100  # of a whole number in a cell
 _UNMATCHED = 100  # rows without the needed columns that are skipped before the columns themselves are at fault
 
 
@@ -174,9 +175,21 @@ class RowStream:
             names = self._source.class_names.get(column)
             if names:
                 value = row[field.name] = _named(value, names)
+            if field.whole and isinstance(value, str) and not value.strip():  # an empty cell
+                value = row[field.name] = None
             if is_missing(value) and (field.target or not isinstance(value, str)):  # an empty text is a text
                 if (field.required or field.target) and is_missing(row.get(field.instead)):
                     return self._lacking(field.name, column, raw)
+            elif field.whole:
+                if (number := _whole(value)) is None:
+                    return DataError(
+                        "field-not-whole",
+                        f"{field.name!r} must be a whole number from 0",
+                        where=replace(raw.where, field=column),
+                        value=value,
+                        fix="write digits, or leave the value out",
+                    )
+                row[field.name] = number
             elif field.text and not (isinstance(value, str) or (field.many and _are_texts(value))):
                 return DataError(
                     "field-not-text",
@@ -203,6 +216,16 @@ class RowStream:
         if sentence not in self.guessed:  # a second pass finds the same again
             self.guessed.append(sentence)
             _log.info("%s", sentence)
+
+
+def _whole(value: object) -> int | None:
+    """A whole number from 0 as it may stand in a file: a cell holds its digits, and a column with gaps floats."""
+    value = plain_value(value)
+    if isinstance(value, str) and value.strip().isdecimal() and len(value.strip()) <= _MOST_DIGITS:
+        return int(value)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return value if type(value) is int and value >= 0 else None
 
 
 def _named(value: object, names: tuple[str, ...]) -> object:

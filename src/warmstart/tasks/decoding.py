@@ -19,10 +19,15 @@ import numpy as np
 from warmstart.features import Array
 from warmstart.randomness import generator
 from warmstart.tasks.generation_options import Generation
+from warmstart.tasks.processors import ProcessedPrompts, ends, prepared
 
 LOST = "lost"  # no reason to end, but NaN
 NOTHING = -1  # stands in an array of tokens after the last
+HALF = "\N{REPLACEMENT CHARACTER}"  # stands in a text for bytes that are no character, or not yet
 FINISHES = ("end", "stop", "length")  # a token that ends the text, a stop text, or the most tokens it may have
+
+
+_BEHIND = 16  # tokens that are decoded again with a new one
 
 
 class Steps(Protocol):
@@ -50,6 +55,7 @@ class Answer:
         self.finish: str | None = None
         self.most = most
         self._how, self._decode = how, decode
+        self._text, self._read = "", 0  # what the first so many tokens say
         self._draws = generator(seed, "sample", key) if how.temperature else None
 
     def add(self, token: int) -> None:
@@ -58,7 +64,7 @@ class Answer:
             self.finish = "end"
             return
         self.tokens.append(token)
-        if self._how.stop and _cut(self._decode(self.tokens), self._how.stop) is not None:
+        if self._how.stop and _cut(self._grown(), self._how.stop) is not None:
             self.finish = "stop"
         elif len(self.tokens) >= self.most:
             self.finish = "length"
@@ -82,7 +88,7 @@ class Answer:
     @property
     def text(self) -> str:
         """The answer without a stop text."""
-        text = self._decode(self.tokens)
+        text = self._grown()
         cut = _cut(text, self._how.stop)
         return text if cut is None else text[:cut]
 
@@ -92,12 +98,25 @@ class Answer:
         text = self.text
         if self.finish is not None:
             return text
-        text = text.rstrip("\N{REPLACEMENT CHARACTER}")
+        text = text.rstrip(HALF)
         longest = max((len(stop) for stop in self._how.stop), default=1) - 1
         for size in range(min(longest, len(text)), 0, -1):
             if any(stop.startswith(text[-size:]) for stop in self._how.stop):
                 return text[:-size]
         return text
+
+    def _grown(self) -> str:
+        """What all tokens say. Of a long answer its end alone is decoded, with and without what is new: a decoder may
+        treat the first token and half a character otherwise, and where it might, all is decoded."""
+        start, text = self._read - _BEHIND, None
+        if len(self.tokens) == self._read:
+            return self._text
+        if start > 0:
+            before, after = self._decode(self.tokens[start : self._read]), self._decode(self.tokens[start:])
+            if before.strip() and self._text.endswith(before) and after.startswith(before) and HALF not in after:
+                text = self._text + after[len(before) :]
+        self._text, self._read = self._decode(self.tokens) if text is None else text, len(self.tokens)
+        return self._text
 
     def outputs(self, width: int | None = None) -> dict[str, Array]:
         """What `decode` reads: `tokens` (width,), NOTHING after the last, and `finish` (), a place in FINISHES, or NaN
@@ -157,11 +176,6 @@ def generate(steps: Steps, answers: Sequence[Answer], how: Generation) -> Iterat
 
 def choose(logits: Any, answers: Sequence[Answer], how: Generation) -> Any:
     """The next token of each row (B,), from logits (B, V)."""
-    if how.end_ids and any(len(answer.tokens) < how.min_new_tokens for answer in answers):
-        logits = logits.clone()
-        for row, answer in enumerate(answers):
-            if len(answer.tokens) < how.min_new_tokens:
-                logits[row, list(how.end_ids)] = -float("inf")
     if not how.temperature:
         return logits.argmax(dim=-1)
     # Double precision: a draw must not fall on another token because a batch of other size rounds otherwise.
@@ -177,25 +191,28 @@ def choose(logits: Any, answers: Sequence[Answer], how: Generation) -> Any:
 
 class CausalSteps:
     """Rows in a decoder. Whatever side they are padded on, they are laid to the right here, so that new tokens follow
-    their prompts without a hole."""
+    their prompts without a hole. What the checkpoint's generation settings do to logits is done here too."""
 
-    def __init__(self, model: Any, input_ids: Any, attention_mask: Any) -> None:
-        """(B, T) each."""
-        self._model = model
+    def __init__(self, model: Any, input_ids: Any, attention_mask: Any, how: Generation, mosts: Sequence[int]) -> None:
+        """(B, T) each; `mosts`: tokens each row's answer may have."""
+        self._model, self._how, self._mosts = model, how, mosts
         self._ids, self._mask = to_the_right(input_ids, attention_mask)
+        self._rows = self._mask.new_ones(len(self._mask)).cumsum(dim=0) - 1  # which of the batch's rows go on
         self._takes_positions = "position_ids" in _arguments(model)
         self._cache: Any = None
 
     def first(self) -> Any:
+        self._processed = ProcessedPrompts(self._model, self._ids, self._mask, self._how, self._mosts)
         positions = (self._mask.cumsum(dim=1) - 1).clamp(min=0)
         return self._run(self._ids, positions)
 
     def next(self, tokens: Any) -> Any:
+        self._processed.add(self._rows, tokens)
         self._mask = _with_column(self._mask)
         return self._run(tokens[:, None], self._mask.sum(dim=1, keepdim=True) - 1)
 
     def keep(self, rows: Any) -> None:
-        self._mask = self._mask[rows]
+        self._rows, self._mask = self._rows[rows], self._mask[rows]
         self._cache.batch_select_indices(rows)
 
     def _run(self, ids: Any, positions: Any) -> Any:
@@ -209,7 +226,7 @@ class CausalSteps:
             **more,
         )
         self._cache = outputs.past_key_values
-        return outputs.logits[:, -1].float()
+        return self._processed(self._rows, outputs.logits[:, -1].float())
 
 
 def beam_search(
@@ -217,29 +234,30 @@ def beam_search(
 ) -> Iterator[Sequence[Answer]]:
     """Give each answer the text that transformers' beam search finds; yields them once, at the end.
 
-    A search has one limit for all its rows, so rows that may have another number of tokens are searched apart.
+    A search has one limit for all its rows, so rows that may have another number of tokens are searched apart; and so
+    are a decoder's prompts of other lengths where the checkpoint's settings would count their padding.
     """
-    for most in sorted({answer.most for answer in answers}):
-        places = [place for place, answer in enumerate(answers) if answer.most == most]
+    # An encoder-decoder gives the token that decoding starts with, a decoder the whole prompt.
+    decoder = not model.config.is_encoder_decoder
+    lengths = [0] * len(answers)
+    if decoder and prepared(model, inputs["input_ids"][:1], how, answers[0].most):
+        lengths = inputs["attention_mask"].sum(dim=1).tolist()
+    keys = [(answer.most, length) for answer, length in zip(answers, lengths, strict=True)]
+    for key in sorted(set(keys)):
+        places = [place for place, own in enumerate(keys) if own == key]
+        most, length = key
+        given = {name: tensor[places, -length:] for name, tensor in inputs.items()}
+        start = given["input_ids"].shape[1] if decoder else 1
         found = model.generate(
-            **{name: tensor[places] for name, tensor in inputs.items()},
-            **ends(how, most),
+            **given,
+            **ends(how, most, after=start, decoder=decoder),
             num_beams=how.beams,
             do_sample=False,
             length_penalty=how.length_penalty,
         )
-        # An encoder-decoder gives the token that decoding starts with, a decoder the whole prompt.
-        start = 1 if model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
         for place, tokens in zip(places, found[:, start:].tolist(), strict=True):
             answers[place].finish_with(tokens)
     yield answers
-
-
-def ends(how: Generation, most: int) -> dict[str, Any]:
-    """The arguments of `generate` that say where an answer of at most `most` tokens ends, whatever the checkpoint's own
-    settings say of it."""
-    lengths = {"max_new_tokens": most, "max_length": None, "min_new_tokens": how.min_new_tokens or None}
-    return {**lengths, "min_length": None, "eos_token_id": list(how.end_ids) or None, "pad_token_id": how.pad_id}
 
 
 def to_the_right(input_ids: Any, attention_mask: Any) -> tuple[Any, Any]:

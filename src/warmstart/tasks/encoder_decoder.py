@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from warmstart.tasks.decoding import ends
 from warmstart.tasks.generation_options import Generation
+from warmstart.tasks.processors import Processed, ends
 
 
 class EncoderDecoderSteps:
@@ -18,11 +18,17 @@ class EncoderDecoderSteps:
 
     def __init__(self, model: Any, inputs: Mapping[str, Any], how: Generation, most: int) -> None:
         """`inputs`: `input_ids` and `attention_mask`, (B, T) each; `most`: tokens an answer may have."""
-        self._model = model
-        self._pad_id = how.pad_id
+        self._model, self._inputs, self._how, self._most = model, inputs, how, most
         self._mask = inputs["attention_mask"]
         self._rows = self._mask.new_ones(len(self._mask)).cumsum(dim=0) - 1  # which of the batch's rows go on
-        model.generate(**inputs, **ends(how, most), num_beams=1, do_sample=False, custom_generate=self._take)
+
+    def first(self) -> Any:
+        # The encoder runs in here, and not before the first step, which is taken in eval mode.
+        arguments = ends(self._how, self._most, after=1, decoder=False)
+        first = self._model.generate(
+            **self._inputs, **arguments, num_beams=1, do_sample=False, custom_generate=self._take
+        )
+        return self._run(first)
 
     def _take(
         self,
@@ -34,19 +40,15 @@ class EncoderDecoderSteps:
         past_key_values: Any,
         **others: Any,
     ) -> Any:
-        """Stands where a decoding method of transformers would: it keeps what was prepared, and decodes nothing."""
-        self._ids, self._process = input_ids, logits_processor  # (B, 1): the token that decoding starts with
+        """Stands where a decoding method of transformers would: it keeps what was prepared, and decodes nothing.
+
+        `input_ids` (B, 1): the token that decoding starts with."""
+        self._processed = Processed(logits_processor, input_ids, self._most, self._how.pad_id)
         self._encoded, self._cache = encoder_outputs, past_key_values
         return input_ids
 
-    def first(self) -> Any:
-        return self._run(self._ids)
-
     def next(self, tokens: Any) -> Any:
-        ids = self._ids.new_full((self._ids.shape[0], self._ids.shape[1] + 1), self._pad_id)
-        ids[:, :-1] = self._ids
-        ids[self._rows, -1] = tokens
-        self._ids = ids
+        self._processed.add(self._rows, tokens)
         return self._run(tokens[:, None])
 
     def keep(self, rows: Any) -> None:
@@ -63,10 +65,4 @@ class EncoderDecoderSteps:
             use_cache=True,
         )
         self._cache = outputs.past_key_values
-        logits = outputs.logits[:, -1].float()
-        if not self._process:
-            return logits
-        # Some processors remember the source of each row of the whole batch: rows that are done stay in their places.
-        whole = logits.new_zeros(len(self._ids), logits.shape[1])
-        whole[self._rows] = logits
-        return self._process(self._ids, whole)[self._rows]
+        return self._processed(self._rows, outputs.logits[:, -1].float())

@@ -16,9 +16,10 @@ from warmstart.features import Array, Batch, Feature, Pad
 from warmstart.metrics import Measure
 from warmstart.rows import Field, Row
 from warmstart.tasks.chat import Chat
+from warmstart.tasks.class_loss import IGNORED
 from warmstart.tasks.contract import Scores, checked_options, for_score, judged
 from warmstart.tasks.decoding import Answer, CausalSteps, answer_of, beam_search, generate, stacked, to_the_right
-from warmstart.tasks.generated_rows import IGNORED, asked, learned
+from warmstart.tasks.generated_rows import asked, learned
 from warmstart.tasks.generation_options import (
     GENERATION_OPTIONS,
     GENERATION_RULES,
@@ -27,8 +28,10 @@ from warmstart.tasks.generation_options import (
     end_ids_of,
     rows_at_most,
     stops,
+    stored_settings,
 )
 from warmstart.tasks.position_head import logits_at
+from warmstart.tasks.processors import say_not_followed
 from warmstart.tokenization import Tokenizer
 
 log = logging.getLogger("warmstart")
@@ -54,8 +57,8 @@ class GeneratedText:
 class TextGeneration:
     """Generates greedily unless told otherwise; the options are those of `Generation`.
 
-    A prompt that leaves too little room for an answer loses its beginning, which is reported
-    (`long_text="truncate"`), or is an error ("error").
+    A prompt that leaves too little room for an answer, and a row over the limit in training, loses its beginning, which
+    is reported (`long_text="truncate"`), or is an error ("error").
     """
 
     tokenizer: Tokenizer
@@ -102,6 +105,11 @@ class TextGeneration:
         chosen = checked_options(cls, options, {**GENERATION_RULES, "long_text": ("truncate", "error")})
         if "stop" in chosen:
             chosen["stop"] = stops(chosen["stop"])
+        settings = stored_settings(folder)
+        say_not_followed(settings)
+        fewest = settings.get("min_new_tokens")
+        if type(fewest) is int and fewest > 0:
+            chosen.setdefault("min_new_tokens", min(fewest, chosen.get("max_new_tokens", cls.max_new_tokens)))
         return cls(
             tokenizer,
             Chat.from_folder(tokenizer, folder),
@@ -146,7 +154,7 @@ class TextGeneration:
 
     def exam(self, rows: Sequence[Row]) -> Iterator[Feature]:
         """The features of evaluation: the texts that training would learn."""
-        yield from self._learned(rows, all_rows=True)
+        return self._learned(rows, exam=True)
 
     def vary(self, feature: Feature, rng: np.random.Generator) -> Feature:
         return feature
@@ -233,16 +241,20 @@ class TextGeneration:
             for feature in batch.features
         ]
         if self.beams == 1:
-            steps = CausalSteps(model, batch.inputs["input_ids"], batch.inputs["attention_mask"])
+            mosts = [answer.most for answer in answers]
+            steps = CausalSteps(model, batch.inputs["input_ids"], batch.inputs["attention_mask"], self.how, mosts)
             return generate(steps, answers, self.how)
         ids, mask = to_the_right(batch.inputs["input_ids"], batch.inputs["attention_mask"])
         return beam_search(model, {"input_ids": ids, "attention_mask": mask}, answers, self.how)
 
-    def _learned(self, rows: Sequence[Row], *, all_rows: bool = False) -> Iterator[Feature]:
-        """Rows as texts with labels. A row with nothing to learn (a single token) is given only with `all_rows`."""
-        empty = 0
-        for index, told in enumerate(learned(rows, self.tokenizer, self._chat, self.end_ids[:1])):
-            if not all_rows and not any((part.labels[1:] != IGNORED).any() for part in told):
+    def _learned(self, rows: Sequence[Row], *, exam: bool = False) -> Iterator[Feature]:
+        """Rows as texts with labels. A row with nothing to learn (a single token) is given in an exam only; and what
+        happens to rows is said outside of one only, as an exam's rows were encoded to be checked before."""
+        empty, cut, lost = 0, list[Row](), 0
+        for index, told in enumerate(learned(rows, self.tokenizer, self._chat, self.end_ids[:1], self.long_text)):
+            cut += [rows[index]] if told[0].truncated else []
+            lost += told[0].lost > 0
+            if not exam and not any((part.labels[1:] != IGNORED).any() for part in told):
                 empty += 1
                 continue
             for number, part in enumerate(told):
@@ -250,8 +262,22 @@ class TextGeneration:
                 inputs = {"input_ids": part.ids, "attention_mask": np.ones_like(part.ids)}
                 meta = {"truncated": part.truncated, "flags": part.flags}
                 yield Feature(index, number, inputs, {"labels": labels}, meta, length=len(part.ids))
+        if exam:
+            return
         if empty:
             log.warning("%d of %d rows have nothing to learn and are left out", empty, len(rows))
+        if cut:
+            log.warning(
+                "%s of %s rows are longer than %s tokens and lose their beginning, %s of them some of what was to be "
+                "learned: first at %s; long_text=error refuses such rows",
+                *(f"{number:,}" for number in (len(cut), len(rows), self.tokenizer.limit, lost)),
+                cut[0].where,
+            )
+        if not self.end_ids and any(row.get("completion") is not None for row in rows):
+            log.warning(
+                "the checkpoint names no token that ends a text (eos_token_id): completions are learned without an "
+                "end, and answers will go on to max_new_tokens"
+            )
 
     def _text(self, tokens: list[int]) -> str:
         return str(self.tokenizer.rust.decode(tokens, skip_special_tokens=True))

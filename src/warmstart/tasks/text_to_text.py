@@ -16,6 +16,7 @@ from warmstart.errors import DataError, UsageError
 from warmstart.features import Array, Batch, Feature, Pad
 from warmstart.metrics import Measure, bleu_counts, chrf_counts, chrf_scores, rouge_scores
 from warmstart.rows import Field, Row
+from warmstart.tasks.class_loss import IGNORED
 from warmstart.tasks.contract import Scores, checked_options, for_score, judged, text_of
 from warmstart.tasks.decoding import Answer, answer_of, beam_search, generate, stacked
 from warmstart.tasks.encoder_decoder import EncoderDecoderSteps
@@ -30,11 +31,10 @@ from warmstart.tasks.generation_options import (
     stored_settings,
 )
 from warmstart.tasks.option_rules import Rule
+from warmstart.tasks.processors import say_not_followed
 from warmstart.tokenization import Tokenizer
 
 log = logging.getLogger("warmstart")
-
-IGNORED = -100  # of a label: padding, which is not learned. The value that transformers' losses leave out
 
 MAX_NEW_TOKENS = 256  # where the checkpoint's settings do not say how long an answer may be
 
@@ -117,6 +117,7 @@ class TextToText:
         }
         chosen = checked_options(cls, options, known)
         settings = {**config, **stored_settings(folder)}
+        say_not_followed(settings)
         positions = _positions(config)
         if "max_new_tokens" in chosen and positions is not None and chosen["max_new_tokens"] > positions:
             raise UsageError(
@@ -161,10 +162,26 @@ class TextToText:
 
     def encode(self, rows: Sequence[Row], *, train: bool = False) -> Iterator[Feature]:
         """Raises DataError "text-too-long" with `long_text="error"`."""
+        return self._features(rows, train=train)
+
+    def exam(self, rows: Sequence[Row]) -> Iterator[Feature]:
+        """The features of evaluation: the targets' loss is judged beside the texts that are generated. What is cut is
+        not said again: the rows were encoded to be checked before."""
+        return self._features(rows, train=True, exam=True)
+
+    def _features(self, rows: Sequence[Row], *, train: bool, exam: bool = False) -> Iterator[Feature]:
+        said = train and not exam
         sources = [text_of(row, "source") or "" for row in rows]
         texts = [self.prefix + source for source in sources]
-        every_target = self._labels(rows) if train else [{}] * len(rows)
+        every_target = self._labels(rows, said=said) if train else [{}] * len(rows)
         encoded = self.tokenizer.encode(texts, wheres=[row.where for row in rows])
+        over = [row for row, code in zip(rows, encoded, strict=True) if code.truncated]
+        if over and said and self.long_text == "truncate":
+            log.warning(
+                "%s of %s sources are longer than %s tokens and are cut: first at %s; long_text=error refuses them",
+                *(f"{number:,}" for number in (len(over), len(rows), self.tokenizer.limit)),
+                over[0].where,
+            )
         for index, (code, targets) in enumerate(zip(encoded, every_target, strict=True)):
             if code.truncated and self.long_text == "error":
                 raise DataError(
@@ -177,21 +194,19 @@ class TextToText:
             inputs = self.tokenizer.inputs(code.pieces[0])
             empty = () if sources[index].strip() or "empty-text" in code.flags else ("empty-text",)
             meta = {"truncated": code.truncated, "flags": (*empty, *code.flags)}
-            length = len(inputs["input_ids"]) + sum(map(len, targets.values()))
+            lengths = [len(inputs["input_ids"]), *map(len, targets.values())]
+            # A batch that is run is as wide as its longest feature says: no wider than the encoder has places.
+            length = max(lengths) if exam else sum(lengths)
             yield Feature(index, 0, inputs, targets, meta, length=length)
 
-    def exam(self, rows: Sequence[Row]) -> Iterator[Feature]:
-        """The features of evaluation: the targets' loss is judged beside the texts that are generated."""
-        return self.encode(rows, train=True)
-
-    def _labels(self, rows: Sequence[Row]) -> list[dict[str, Array]]:
+    def _labels(self, rows: Sequence[Row], *, said: bool) -> list[dict[str, Array]]:
         """The targets' tokens, with one that ends them. One over the limit is learned up to there, and not as if it
         ended there."""
         limit = min(self.tokenizer.limit, self.positions or self.tokenizer.limit)
         tokenizer = dataclasses.replace(self.tokenizer, limit=limit)
         encoded = tokenizer.encode([text_of(row, "target") or "" for row in rows])
         over = [row for row, code in zip(rows, encoded, strict=True) if code.truncated]
-        if over:
+        if over and said:
             log.warning(
                 "%s of %s targets are longer than %s tokens, and learned and judged up to there: first at %s",
                 *(f"{len(over):,}", f"{len(rows):,}", limit, over[0].where),
@@ -220,7 +235,7 @@ class TextToText:
         """Each row's mean cross entropy over its target's tokens; a row weighs as many as these are."""
         from torch.nn.functional import cross_entropy
 
-        logits, labels = outputs["logits"], batch.targets["labels"]  # (B, T, V), (B, T)
+        logits, labels = outputs["logits"].float(), batch.targets["labels"]  # (B, T, V), (B, T)
         losses = cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORED, reduction="none")
         counts = (labels != IGNORED).sum(dim=1)
         return losses.sum(dim=1) / counts.clamp(min=1), counts.to(losses.dtype)
