@@ -184,9 +184,7 @@ def test_what_is_left_to_the_stock_layer_without_gradients(answers: list[bool]) 
     embedded = model.get_input_embeddings()(inputs["input_ids"]).detach()
     with torch.no_grad(), forward_ad.dual_level():
         dual = forward_ad.make_dual(embedded, torch.ones_like(embedded))
-        with pytest.raises(
-            NotImplementedError, match="forward AD"
-        ):  # none is lost silently
+        with pytest.raises(NotImplementedError, match="forward AD"):  # none is lost silently
             model(**{**inputs, "input_ids": None, "inputs_embeds": dual})
     assert not answers
 

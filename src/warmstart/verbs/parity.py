@@ -165,6 +165,7 @@ class Answers:
     """What a pipeline answers to some rows."""
 
     lengths: list[int]  # tokens of each feature
+    widths: list[int]  # how wide each is made where it runs alone
     outputs: list[dict[str, Array]]  # of each feature
     predictions: list[Any]
     decisions: list[str]
@@ -182,15 +183,17 @@ class Answers:
             for row, members in zip(rows, by_row(features, len(rows)), strict=True)
         ]
         decisions = [repr(_decision(as_dict(prediction))) for prediction in predictions]
-        return cls([feature.length for feature in features], outputs, predictions, decisions)
+        lengths = [feature.length for feature in features]
+        widths = [pipe.runtime.shapes.width(1, length) for length in lengths]
+        return cls(lengths, widths, outputs, predictions, decisions)
 
     def per_token(self) -> frozenset[str]:
-        """The outputs that have an entry a token; told from features that were run alone, without padding."""
-        pairs = list(zip(self.lengths, self.outputs, strict=True))
+        """The outputs that have an entry a token; told from features that were run alone."""
+        pairs = list(zip(self.widths, self.outputs, strict=True))
         return frozenset(
             name
             for name, array in (self.outputs[0] if self.outputs else {}).items()
-            if array.ndim > 0 and all(len(output[name]) == length for length, output in pairs)
+            if array.ndim > 0 and all(len(output[name]) == width for width, output in pairs)
         )
 
     def numbers(self, per_token: frozenset[str]) -> list[Array]:
