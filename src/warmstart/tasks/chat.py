@@ -13,7 +13,8 @@ from typing import Any
 
 from warmstart.errors import CheckpointError, DataError
 from warmstart.rows import Row
-from warmstart.tasks.chat_sandbox import ChatProgram, TemplateFailedError, TemplateRefusedError
+from warmstart.tasks.chat_functions import TemplateRefusedError
+from warmstart.tasks.chat_sandbox import ChatProgram, TemplateFailedError
 from warmstart.tokenization import Tokenizer
 
 TEMPLATE, SETTINGS = "chat_template.jinja", "tokenizer_config.json"
