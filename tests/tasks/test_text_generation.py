@@ -18,7 +18,7 @@ from transformers import DynamicCache
 
 import warmstart as ws
 from support.damage import copy_of, edit_json
-from support.models import DECODERS
+from support.models import CHAT_TEMPLATE, DECODERS
 from warmstart.batching import collate
 from warmstart.engine.runtime_torch import to_tensors
 from warmstart.engine.unpad import is_unpadded, pad
@@ -310,13 +310,14 @@ def conversations() -> list[Row]:
     ]
 
 
-def by_hand(pipe: ws.Pipeline, messages: list[dict[str, str]]) -> list[float]:
-    """The losses of the assistant's tokens: the template spelled out, ids and positions counted one by one."""
-    ids: list[int] = []
-    learned: list[bool] = []
+def by_hand(pipe: ws.Pipeline, messages: list[dict[str, str]], after: str = "", head: str = "") -> list[float]:
+    """The losses of the assistant's tokens: the template spelled out, ids and positions counted one by one. `after`:
+    what it writes after the end of each message, `head`: before the first."""
+    ids: list[int] = pipe.tokenizer(head, add_special_tokens=False)["input_ids"] if head else []
+    learned: list[bool] = [False] * len(ids)
     for message in messages:
         given, said = f"<s>{message['role']}: ", f"{message['content']}</s>"
-        for text, counts in ((given, False), (said, message["role"] == "assistant")):
+        for text, counts in ((given, False), (said, message["role"] == "assistant"), (after, False)):
             more = pipe.tokenizer(text, add_special_tokens=False)["input_ids"]
             ids += more
             learned += [counts] * len(more)
@@ -326,10 +327,12 @@ def by_hand(pipe: ws.Pipeline, messages: list[dict[str, str]]) -> list[float]:
     return [-logs[i - 1, token].item() for i, token in enumerate(ids) if learned[i]]
 
 
-def test_only_completions_are_learned(tiny: Callable[..., Path]) -> None:
-    pipe = load(tiny)
+@pytest.mark.parametrize("after", ["", "\n", "\n\n"])
+def test_only_completions_are_learned(tiny: Callable[..., Path], tmp_path: Path, after: str) -> None:
+    """Up to the token that ends an answer, whatever the template writes after that."""
+    pipe = talking(tiny, tmp_path, CHAT_TEMPLATE.replace("</s>", "</s>{{ '" + after.replace("\n", "\\n") + "' }}"))
     rows = conversations()
-    expected = [by_hand(pipe, row["messages"]) for row in rows]
+    expected = [by_hand(pipe, row["messages"], after) for row in rows]
     tensors = to_tensors(collate(list(pipe.task.encode(rows, train=True)), pipe.task.pads), "cpu")
     with torch.inference_mode():
         losses, weights = pipe.task.loss(pipe.task.forward(pipe.model, tensors), tensors)
@@ -339,6 +342,51 @@ def test_only_completions_are_learned(tiny: Callable[..., Path]) -> None:
     np.testing.assert_allclose(result.per_example["loss"], [np.mean(each) for each in expected], atol=1e-5)
     together = float(np.exp(np.mean([loss for each in expected for loss in each])))
     assert result.metrics["perplexity"].value == pytest.approx(together, rel=1e-5)
+
+
+def talking(tiny: Callable[..., Path], tmp_path: Path, template: str) -> ws.Pipeline:
+    """A checkpoint with another chat template."""
+    folder = copy_of(tiny("llama", "generation"), tmp_path / "checkpoint")
+    (folder / "chat_template.jinja").write_text(template)
+    return ws.load(folder, options=NEW, device="cpu")
+
+
+def learned_text(pipe: ws.Pipeline, messages: list[dict[str, str]]) -> str:
+    [feature] = pipe.task.encode([Row({"messages": messages})], train=True)
+    labels = feature.targets["labels"]
+    assert (labels[labels != IGNORED] == feature.inputs["input_ids"][labels != IGNORED]).all()
+    return str(pipe.tokenizer.decode(labels[labels != IGNORED]))
+
+
+def test_of_a_first_answer_only_the_answer_is_learned(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    """A conversation that the assistant begins: what the template writes before it is no answer."""
+    head = "<s>system: be kind</s>\n"
+    begun = "{% if messages[0]['role'] != 'system' %}{{ '" + head.replace("\n", "\\n") + "' }}{% endif %}"
+    pipe = talking(tiny, tmp_path, begun + CHAT_TEMPLATE.replace("</s>", "</s>{{ '\\n' }}"))
+    hello = {"role": "assistant", "content": "hello"}
+    for rest in ([], [{"role": "user", "content": "is it"}, {"role": "assistant", "content": "fun"}]):
+        messages = [hello, *rest]
+        assert learned_text(pipe, messages) == "hello</s>" + ("fun</s>" if rest else "")
+        result = ws.evaluate(pipe, [Row({"messages": messages})])
+        expected = by_hand(pipe, messages, "\n", head)
+        np.testing.assert_allclose(result.per_example["loss"], [np.mean(expected)], atol=1e-5)
+    assert learned_text(pipe, [{"role": "assistant", "content": ""}]) == "</s>"
+
+
+def test_an_answer_without_an_end_is_learned_whole(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    plain = "{% for m in messages %}{{ m.role ~ ': ' ~ m.content ~ '\\n' }}{% endfor %}"
+    pipe = talking(tiny, tmp_path, plain + "{% if add_generation_prompt %}assistant: {% endif %}")
+    asked = [{"role": "user", "content": "is it"}, {"role": "assistant", "content": "fun </s> ok"}]
+    assert learned_text(pipe, asked) == "fun </s> ok\n"  # the token was spelled out: it ends nothing
+    pipe = talking(tiny, tmp_path / "spelled", CHAT_TEMPLATE)
+    assert learned_text(pipe, asked) == "fun </s> ok</s>"
+
+
+def test_templates_may_ask_for_tools(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    """`tools` and `documents` are none, as transformers gives them, and not undefined."""
+    asking = "{% if tools is not none or documents is not none %}{{ raise_exception('tools') }}{% endif %}"
+    pipe = talking(tiny, tmp_path, asking + CHAT_TEMPLATE)
+    assert pipe({"messages": [{"role": "user", "content": "x"}]}).tokens > 0
 
 
 @pytest.mark.parametrize("family", DECODERS)
