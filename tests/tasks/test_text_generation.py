@@ -14,7 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import DynamicCache
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, GPT2Config
 
 import warmstart as ws
 from support.damage import copy_of, edit_json
@@ -25,7 +25,7 @@ from warmstart.engine.unpad import is_unpadded, pad
 from warmstart.errors import CheckpointError, DataError, UsageError, WarmstartError
 from warmstart.rows import Row
 from warmstart.tasks.decoding import Answer, choose
-from warmstart.tasks.generation_options import Generation, cache_bytes_a_token
+from warmstart.tasks.generation_options import Generation, cache_bytes_a_token, rows_at_most, with_cache_sizes
 from warmstart.tasks.text_generation import IGNORED, TextGeneration
 
 PROMPTS = [
@@ -204,13 +204,77 @@ def test_a_long_prompt_loses_its_beginning_or_is_refused(
     assert "answer-shortened" in shortened.flags and shortened.new_tokens < 39
 
 
+def held_a_token(model: Any) -> int:
+    """Bytes of a real cache for each of four tokens."""
+    cache = model(input_ids=torch.tensor([[3, 4, 5, 6]]), use_cache=True).past_key_values
+    assert isinstance(cache, DynamicCache)
+    return sum(tensor.nbytes for layer in cache.layers for tensor in (layer.keys, layer.values)) // 4
+
+
+@pytest.mark.parametrize("family", DECODERS)
+def test_the_size_of_the_cache_is_known(tiny: Callable[..., Path], family: str) -> None:
+    pipe = load(tiny, family)
+    assert task_of(pipe).bytes_a_token == held_a_token(pipe.model) > 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "sizes", "left_out"),
+    [
+        ("gpt2", {"n_embd": 24}, ("n_layer", "n_head")),
+        ("mpt", {"d_model": 32, "n_heads": 4, "n_layers": 3, "max_seq_len": 64}, ()),
+        ("llama", {"hidden_size": 64, "intermediate_size": 32, "num_hidden_layers": 2}, ("num_attention_heads",)),
+        ("qwen2", {"hidden_size": 64, "intermediate_size": 32, "num_hidden_layers": 2}, ("num_key_value_heads",)),
+        ("gemma", {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2}, ("head_dim",)),
+        ("gpt_neox", {"hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 4}, ("num_hidden_layers",)),
+    ],
+)
+def test_sizes_that_a_config_leaves_out_are_those_of_its_class(
+    kind: str, sizes: dict[str, Any], left_out: tuple[str, ...]
+) -> None:
+    """A model's cache against what the file alone says, with fields that the file leaves to its class."""
+    config = AutoConfig.for_model(kind, **sizes, vocab_size=300)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    written = {name: value for name, value in config.to_diff_dict().items() if name not in left_out}
+    with torch.inference_mode():
+        held = held_a_token(model)
+    assert cache_bytes_a_token(with_cache_sizes(written, config.to_dict())) == held > 0
+    nested = {"model_type": "some_vision", "text_config": written}
+    assert cache_bytes_a_token(with_cache_sizes(nested, {"text_config": config.to_dict()})) == held
+
+
+def test_a_loaded_checkpoint_knows_the_sizes_that_its_file_leaves_out(
+    tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = copy_of(tiny("gpt2", "generation"), tmp_path / "checkpoint")
+    config = GPT2Config.from_pretrained(folder)
+    config.n_embd, config.n_layer, config.n_head = 24, GPT2Config().n_layer, GPT2Config().n_head
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    edit_json(folder / "config.json", {}, remove=("n_layer", "n_head"))
+    pipe = ws.load(folder, options=NEW, device="cpu")
+    assert task_of(pipe).bytes_a_token == held_a_token(pipe.model) == 2 * 4 * 12 * 24
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"model_type": "some_new"},
+        {"model_type": "deepseek_v3", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+        | {"qk_nope_head_dim": 128, "kv_lora_rank": 512},
+        {"model_type": "some_vision", "text_config": {"num_hidden_layers": 2}},
+    ],
+)
+def test_a_cache_of_no_known_size_takes_one_row_at_a_time(
+    config: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING, "warmstart"):
+        assert cache_bytes_a_token(with_cache_sizes(config, config)) == 0
+    assert f"the config of this {config['model_type']} checkpoint does not say" in caplog.text
+    assert "one at a time" in caplog.text
+    assert rows_at_most(9, Generation(max_new_tokens=3), bytes_a_token=0, megabytes=2048) == 1
+
+
 def test_the_cache_is_bounded(tiny: Callable[..., Path]) -> None:
     pipe = load(tiny)
-    bytes_a_token = cache_bytes_a_token(pipe.model.config.to_dict())
-    cache = pipe.model(**pipe.tokenizer("I love this film", return_tensors="pt"), use_cache=True).past_key_values
-    held = sum(tensor.nbytes for layer in cache.layers for tensor in (layer.keys, layer.values))
-    assert held == bytes_a_token * len(pipe.tokenizer("I love this film")["input_ids"])
-
     task = task_of(pipe)
     object.__setattr__(task, "cache_megabytes", 1)
     object.__setattr__(task, "bytes_a_token", (1 << 20) // 40)  # so that 40 tokens fill it
