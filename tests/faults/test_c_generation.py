@@ -92,6 +92,7 @@ HOSTILE = {
     "self": "{{ self.__init__ }}",
     "self-context": "{{ self._TemplateReference__context }}",
     "budget": "{{ __budget__.memory }}",
+    "budget-set": "{% set __budget__.memory = 9 %}",
     "own-filter": "{{ 1|__paid }}",
     "cycler": "{{ cycler.__init__.__globals__ }}",
     "joiner": "{{ joiner('x')() }}",
@@ -292,7 +293,8 @@ FAMILIES = {
     "{{ 1.55|round(1, 'ceil') }}{{ '12'|int + '1.5'|float }}{{ ('x' * 2 ~ none)|title }}{{ 'its (a-b) c'|title }}"
     "{{ messages|map(attribute='role')|unique|list|length }}{{ ['b', 'A']|sort|join }}{{ -7 // 2 }}{{ -7 % 3 }}"
     "{{ {'b': 1, 'a': [2]}|tojson(sort_keys=true, separators=(',', ':')) }}{{ {'b': 1}|items|list }}"
-    "{{ dict(a=1, **{'b': 2}) }}{{ range(2, 9, 3)|list }}{{ 'a-b-c'.rsplit('-', 1) }}{{ 'a b  c'.split() }}"
+    "{% macro m(obj, context) %}{{ obj }}{{ context }}{% endmacro %}{{ m(obj=1, context=2) }}"
+    "{{ dict(values=3)['values'] }}{{ namespace(context=4).context }}{{ dict(a=1, **{'b': 2}) }}{{ range(2, 9, 3)|list }}{{ 'a-b-c'.rsplit('-', 1) }}{{ 'a b  c'.split() }}"
     "{{ messages[0].keys()|list }}{{ messages[0].values()|list }}{{ messages|string }}{{ 3 is odd }}"
     "{{ 'x' is defined and y is undefined }}{{ [1, 2]|reverse|list }}{{ 'abc'|reverse }}{{ 'abc'|list }}"
     "{{ y|default('z') }}{{ ''|default('z', true) }}{{ 'aXbX'|replace('X', 'y', 1) }}{{ [[1, 2], [3]]|tojson }}"

@@ -241,11 +241,11 @@ METHODS: Mapping[type, Mapping[str, Function]] = {
 # --- globals --------------------------------------------------------------------------------------------------------
 
 
-def _dict(context: Context, values: Any = (), **more: Any) -> dict[Any, Any]:
+def _dict(context: Context, values: Any = (), /, **more: Any) -> dict[Any, Any]:
     return dict(values if isinstance(values, dict) else items_of(context, values), **more)
 
 
-def _namespace(context: Context, values: Any = (), **more: Any) -> Namespace:
+def _namespace(context: Context, values: Any = (), /, **more: Any) -> Namespace:
     return Namespace(budget_of(context).paid(_dict(context, values, **more)))
 
 

@@ -158,7 +158,7 @@ class _Closed(SandboxedEnvironment):
         return budget.paid(super().call_binop(context, operator, left, right), shallow=True)
 
     def call(
-        self, context: Context, obj: Any, *args: Any, _loop_vars: Any = None, _block_vars: Any = None, **kwargs: Any
+        self, context: Context, obj: Any, /, *args: Any, _loop_vars: Any = None, _block_vars: Any = None, **kwargs: Any
     ) -> Any:
         """`_loop_vars` and `_block_vars` are jinja2's, which says by them what a function could see."""
         budget = budget_of(context)
@@ -184,7 +184,7 @@ class _Rewriter(NodeTransformer):
     def visit(self, node: nodes.Node, *args: Any, **kwargs: Any) -> Any:
         if type(node) not in _SYNTAX:
             raise SecurityError(f"it uses {type(node).__name__}, which no chat template needs")
-        if isinstance(node, nodes.Name | nodes.Filter | nodes.Test) and node.name.startswith("__"):
+        if isinstance(node, nodes.Name | nodes.NSRef | nodes.Filter | nodes.Test) and node.name.startswith("__"):
             raise SecurityError(f"it names {node.name}")
         self.generic_visit(node)
         match node:
