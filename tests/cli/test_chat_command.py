@@ -25,7 +25,16 @@ def test_each_line_is_a_turn_and_the_conversation_is_remembered(warmstart: Any, 
     assert done.code == 0
     shown = [message["content"] for message in messages if message["role"] == "assistant"]
     assert done.out == "".join(f"{text}\n" for text in shown)
-    assert "the answer was cut" in done.err
+    assert "the answer was cut: --option max_new_tokens=" in done.err
+
+
+def test_a_full_context_is_said_for_what_it_is(warmstart: Any, tiny: Callable[..., Path]) -> None:
+    """More new tokens would not help where there is no room for them."""
+    full = ("--option", "max_new_tokens=100", "--option", "min_new_tokens=100", "--option", "max_length=40")
+    done = warmstart("chat", "-m", tiny("llama", "generation"), *full, "--device", "cpu", stdin=b"is it fun\n")
+    assert done.code == 0
+    assert "the answer was cut: the model's context is full" in done.err and "A new conversation" in done.err
+    assert "max_new_tokens" not in done.err
 
 
 def test_an_interrupt_stops_the_answer_and_not_the_program(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import resource
 import struct
+import subprocess
+import sys
 import time
 import tracemalloc
 from collections.abc import Callable
@@ -12,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from transformers.utils.chat_template_utils import render_jinja_template
 
 import warmstart as ws
 from support.damage import copy_of
@@ -20,7 +24,8 @@ from warmstart.checkpoints.gguf_file import read_gguf
 from warmstart.errors import CheckpointError, DataError
 from warmstart.rows import Row
 from warmstart.tasks.chat import Chat
-from warmstart.tasks.chat_sandbox import SECONDS, ChatProgram, TemplateFailedError
+from warmstart.tasks.chat_functions import MEMORY, SECONDS
+from warmstart.tasks.chat_sandbox import ChatProgram, TemplateFailedError
 
 MESSAGES = [{"role": "user", "content": "is it fun"}]
 
@@ -53,7 +58,136 @@ HOSTILE = {
     "include": "{% include '/etc/passwd' %}",
     "half": "{% for",
     "long": "x" * (1 << 20),
+    # The world is closed: nothing leads to Python.
+    "markup-format": "{{ ('{0.__globals__[json].decoder.scanner.re.enum.sys.modules[os].environ}'|safe)"
+    ".format(raise_exception) }}",
+    "markup-format-map": "{{ ('{a.__globals__}'|safe).format_map({'a': raise_exception}) }}",
+    "markup-ljust": "{{ ('x'|safe).ljust(100000000) }}",
+    "markup-percent": "{{ ('%999999999d'|safe) % 3 }}",
+    "escape": "{{ ('x'|escape).ljust(100000000) }}",
+    "forceescape": "{{ ('x'|forceescape).ljust(100000000) }}",
+    "autoescape": "{% autoescape true %}{{ 'x'.join(['y']).ljust(100000000) }}{% endautoescape %}",
+    "xmlattr": "{{ {'a': 'x'}|xmlattr }}",
+    "urlize": "{{ 'http://a.example'|urlize }}",
+    "striptags": "{{ '<a>'|striptags }}",
+    "attr": "{{ 'x'|attr('__class__') }}",
+    "map-attribute": "{{ ['x']|map(attribute='__class__')|list }}",
+    "sort-attribute": "{{ ['x', 'y']|sort(attribute='__class__.__mro__') }}",
+    "selectattr-attribute": "{{ [raise_exception]|selectattr('__globals__')|list }}",
+    "join-attribute": "{{ ['x']|join(',', attribute='__class__') }}",
+    "function-attribute": "{{ raise_exception.function('x') }}",
+    "function-owner": "{{ 'x'.upper.owner[0] }}",
+    "function-written": "{{ raise_exception }}",
+    "function-in-a-list": "{{ [strftime_now] }}",
+    "function-as-json": "{{ raise_exception|tojson }}",
+    "macro-attribute": "{% macro f() %}{% endmacro %}{{ f._func.__globals__ }}",
+    "macro-written": "{% macro f() %}{% endmacro %}{{ f }}",
+    "loop-attribute": "{% for i in [1] %}{{ loop._iterable.x }}{% endfor %}",
+    "loop-call": "{% for i in [1] recursive %}{{ loop([1]) }}{% endfor %}",
+    "namespace-attribute": "{% set ns = namespace() %}{{ ns._Namespace__attrs.x }}",
+    "namespace-class": "{% set ns = namespace() %}{{ ns['__class__'] }}",
+    "namespace-in-itself": "{% set ns = namespace() %}{% set ns.a = [ns, ns] %}{{ ns.a }}",
+    "undefined-attribute": "{{ x.__init__ }}",
+    "undefined-item": "{{ (x|default(y))['__init__'] }}",
+    "self": "{{ self.__init__ }}",
+    "self-context": "{{ self._TemplateReference__context }}",
+    "budget": "{{ __budget__.memory }}",
+    "budget-set": "{% set __budget__.memory = 9 %}",
+    "own-filter": "{{ 1|__paid }}",
+    "cycler": "{{ cycler.__init__.__globals__ }}",
+    "joiner": "{{ joiner('x')() }}",
+    "call-block": "{% macro f() %}{{ caller() }}{% endmacro %}{% call f() %}x{% endcall %}",
+    "import": "{% import 'x' as y %}",
+    "from-import": "{% from 'x' import y %}",
+    "extends": "{% extends 'x' %}",
+    "block": "{% block x %}{% endblock %}",
+    "do": "{% do messages.clear() %}",
+    "pop": "{{ messages.pop() }}",
+    "set-default": "{{ messages[0].setdefault('x', 1) }}",
+    "groupby": "{{ messages|groupby('role') }}",
+    "pprint": "{{ messages|pprint }}",
+    "random": "{{ messages|random }}",
+    "date": "{{ strftime_now('%999999999d') }}",
+    "date-long": "{{ strftime_now('%c' * 999) }}",
+    # What is large is measured before it is built.
+    "round": "{{ 1|round(10000000, 'floor') }}",
+    "round-down": "{{ 1|round(-10000000) }}",
+    "to-bytes": "{% set n = 5 %}{{ n.to_bytes(200000000, 'big') }}",
+    "percent-names": "{{ '%(a)s' * 100 % {'a': 'x' * 2000000} }}",
+    "percent-even": "{{ '%0999999999d' is even }}",
+    "percent-divisible": "{{ '%999999999d' is divisibleby 3 }}",
+    "map-replace": "{{ (['x' * 99999] * 20)|map('replace', 'x', 'y' * 99)|list|length }}",
+    "map-upper": "{{ (['x' * 999999] * 99)|map('upper')|map('lower')|list|length }}",
+    "map-list": "{{ (['x' * 999999] * 99)|map('list')|list|length }}",
+    "map-json": "{{ (['x' * 999999] * 99)|map('tojson')|list|length }}",
+    "long-number": "{{ " + "9" * 4000 + " }}",
+    "longer-number": "{{ " + "9" * 99999 + " }}",
+    "number-of-text": "{{ ('9' * 4000)|int }}{{ ('9' * 99)|int }}",
+    "number-of-float": "{{ 1e300|int }}",
+    "number-grows": "{% set ns = namespace(a=3) %}{% for i in range(60) %}{% set ns.a = ns.a * ns.a %}{% endfor %}",
+    "number-divided": "{% set ns = namespace(a=3) %}{% for i in range(60) %}{% set ns.a = ns.a * ns.a %}{% endfor %}"
+    "{{ ns.a // 7 % 5 }}",
+    "power-chain": "{{ 2 ** 2 ** 2 ** 2 ** 2 ** 2 }}",
+    "multiply-chain": "{{ 'x'" + " * 100" * 20 + " }}",
+    "multiply-number-first": "{{ 10000000000 * 'x' }}",
+    "multiply-tuple": "{{ (1, 2) * 100000000 }}",
+    "add-wide": "{% set a = 'x' * 2000000 %}{{ (a + a + a + '\U0001f600')|length }}",
+    "keep": "{% set ns = namespace(a=[]) %}{% for i in range(999) %}{% set ns.a = ns.a + ['x' * 999999 ~ i] %}"
+    "{% endfor %}",
+    "keep-methods": "{% set ns = namespace(a=[]) %}{% for i in range(99999) %}"
+    "{% set ns.a = [ns.a, 'x'.upper, 'x'.lower, y] %}{% endfor %}",
+    "keep-names": "{% for i in range(99999) %}{% set a = namespace(b=a, c=namespace(d=a)) %}{% endfor %}"
+    "{% set a = (range(99999)|list) * 99 %}",
+    "deep": "{% set ns = namespace(a=[]) %}{% for i in range(99999) %}{% set ns.a = [ns.a] %}{% endfor %}{{ ns.a }}",
+    "compare": "{% set ns = namespace(a=[1], b=[1]) %}{% for i in range(60) %}{% set ns.a = [ns.a, ns.a] %}"
+    "{% set ns.b = [ns.b, ns.b] %}{% endfor %}{{ ns.a == ns.b }}",
+    "split": "{% for i in range(99) %}{% set a = ('\u4e00 ' * 999999).split() %}{% endfor %}",
+    "split-lines": "{{ ('\n\r' * 999999).splitlines()|length }}{{ ('\n' * 999999).splitlines()|length }}",
+    "strip": "{{ ('x' * 999999).strip('y' * 999999 ~ 'x') }}",
+    "rfind": "{{ ('a' * 1999999).rfind('ab' ~ 'a' * 999999) }}",
+    "rsplit": "{{ ('a' * 1999999).rsplit('ab' ~ 'a' * 999999) }}",
+    "zfill": "{{ 'x'.zfill(1000000000) }}",
+    "expandtabs": "{{ '\t'.expandtabs(1000000000) }}",
+    "encode": "{{ 'x'.encode() }}",
+    "translate": "{{ 'x'.translate({120: 'y' * 999999}) }}",
+    "filter-format": "{{ '%999999999d'|format(3) }}",
+    "indent": "{{ 'x'|indent(1000000000, true) }}",
+    "indent-json": "{{ messages|tojson(indent=1000000000) }}",
+    "indent-deep": "{% set ns = namespace(a=[1] * 9999) %}{% for i in range(300) %}{% set ns.a = [ns.a] %}{% endfor %}"
+    "{{ ns.a|tojson(indent=8)|length }}",
+    "separators": "{{ messages|tojson(separators=('x' * 999999, 'y')) }}",
+    "wordwrap": "{{ ('x' * 99999)|wordwrap(1) }}",
+    "batch": "{{ [1]|batch(1000000000, 0)|list }}",
+    "slice": "{{ [1]|slice(1000000000)|list }}",
+    "sum": "{{ ([[1] * 9999] * 9999)|sum(start=[]) }}",
+    "list-of-text": "{{ ('x' * 1999999)|list|length }}",
+    "repr": "{{ (['\U000e0001' * 1999999] * 7)|string|length }}",
+    "filtered-loop": "{% for i in range(99999) if true %}{% for j in range(99999) if true %}{{ loop.length }}"
+    "{% endfor %}{% endfor %}",
+    "macro-loop": "{% macro f(n) %}{% for i in range(9999) %}{{ f(n) }}{% endfor %}{% endmacro %}{{ f(1) }}",
+    "macro-text": "{% macro f(a) %}{{ a }}{{ a }}{% endmacro %}{{ f(f(f(f(f(f('x' * 99999)))))) }}",
+    "many-loops": "{% for i in [1] %}" * 99 + "{% endfor %}" * 99,
+    "many-brackets": "{{ " + "(" * 9999 + "1" + ")" * 9999 + " }}",
+    "many-terms": "{{ 1" + " + 1" * 9999 + " }}",
+    "concat": "{{ 'x' * 999999" + " ~ 'x' * 999999" * 99 + " }}",
+    "block-set": "{% set a %}{% for i in range(9999) %}{{ 'x' * 9999 }}{% endfor %}{% endset %}{{ a }}",
+    "zero": "{{ 1 // 0 }}",
 }
+# Renders what it reads, and says by how many kilobytes the most memory that it ever held grew with each.
+_RENDERING = """
+import json, resource, sys
+from warmstart.tasks.chat_sandbox import ChatProgram, TemplateFailedError
+
+given, grown = json.load(sys.stdin), {}
+ChatProgram("{{ messages|tojson }}").render({"messages": given["messages"]})
+for name, source in given["sources"].items():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    try:
+        ChatProgram(source).render({"messages": given["messages"]})
+    except TemplateFailedError:
+        grown[name] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+print(json.dumps(grown))
+"""
 
 
 @pytest.mark.parametrize("name", HOSTILE)
@@ -65,6 +199,24 @@ def test_c27_a_template_is_bounded(name: str) -> None:
     assert messages == MESSAGES
     assert time.process_time() - started < 3 * SECONDS
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 256 << 10  # kilobytes
+
+
+@pytest.mark.parametrize("part", range(8))
+def test_c27_hostile_templates_take_little_memory(part: int) -> None:
+    """In a process of their own, so that what other tests held does not hide what these hold."""
+    slow = {
+        "nested",
+        "nested-text",
+        "nest",
+        "deep",
+        "compare",
+    }  # they end when their time does, and hold next to nothing
+    sources = {name: HOSTILE[name] for name in sorted(HOSTILE.keys() - slow)[part::8]}
+    given = json.dumps({"messages": MESSAGES, "sources": sources})
+    done = subprocess.run([sys.executable, "-c", _RENDERING], input=given, capture_output=True, text=True, check=True)
+    grown = json.loads(done.stdout)
+    assert grown.keys() == sources.keys()
+    assert sum(grown.values()) < 2 * MEMORY >> 10, {name: size for name, size in grown.items() if size > 1 << 10}
 
 
 def test_c27_templates_do_what_real_ones_do() -> None:
@@ -84,6 +236,99 @@ def test_c27_templates_do_what_real_ones_do() -> None:
     for source, expected in real.items():
         given = {"messages": MESSAGES, "add_generation_prompt": True, "bos_token": "<s>"}
         assert ChatProgram(source).render(given) == expected, source
+
+
+# Written here for what the templates of these families use, and how.
+FAMILIES = {
+    "smollm2": "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
+    "{{ '<|im_start|>system\nBe kind<|im_end|>\n' }}{% endif %}{{'<|im_start|>' + message['role'] + '\n' "
+    "+ message['content'] + '<|im_end|>' + '\n'}}{% endfor %}{% if add_generation_prompt %}"
+    "{{ '<|im_start|>assistant\n' }}{% endif %}",
+    "llama3": "{{- bos_token }}\n{%- if not date_string is defined %}\n    {%- set date_string = '26 Jul 2024' %}\n"
+    "{%- endif %}\n{%- if not tools is defined %}{%- set tools = none %}{%- endif %}\n"
+    "{% set ns = namespace(images=false) %}{%- for message in messages %}{%- for content in message['content'] %}"
+    "{%- if content['type'] == 'image' %}{%- set ns.images = true %}{%- endif %}{%- endfor %}{%- endfor %}\n"
+    "{%- if messages[0]['role'] == 'system' %}\n    {%- set system_message = messages[0]['content']|trim %}\n"
+    "    {%- set messages = messages[1:] %}\n{%- else %}\n    {%- set system_message = '' %}\n{%- endif %}\n"
+    "{%- if ns.images and not system_message == '' %}{{- raise_exception('images') }}{%- endif %}\n"
+    "{{- '<|h|>system<|/h|>\n\nToday: ' + date_string + '\n\n' + system_message + '<|eot_id|>' }}\n"
+    "{%- if tools is not none %}{%- for t in tools %}{{- t | tojson(indent=4) }}{%- endfor %}{%- endif %}\n"
+    "{%- for message in messages %}\n    {%- if not (message.role == 'ipython' or 'tool_calls' in message) %}\n"
+    "        {{- '<|h|>' + message['role'] + '<|/h|>\n\n' + message['content'] | trim + '<|eot_id|>' }}\n"
+    "    {%- elif 'tool_calls' in message %}{{- {'output': message.content} | tojson }}{%- endif %}\n{%- endfor %}\n"
+    "{%- if add_generation_prompt %}{{- '<|h|>assistant<|/h|>\n\n' }}{%- endif %}",
+    "qwen3": "{%- set ns = namespace(multi_step=true, last=messages|length - 1) %}\n"
+    "{%- for message in messages[::-1] %}\n    {%- set index = (messages|length - 1) - loop.index0 %}\n"
+    "    {%- if ns.multi_step and message.role == 'user' and message.content is string and not("
+    "message.content.startswith('<r>') and message.content.endswith('</r>')) %}\n"
+    "        {%- set ns.multi_step = false %}{%- set ns.last = index %}\n    {%- endif %}\n{%- endfor %}\n"
+    "{%- for message in messages %}\n    {%- set content = message.content if message.content is string else '' %}\n"
+    "    {%- if message.role == 'assistant' %}{%- set thought = '' %}{%- if '</think>' in content %}"
+    "{%- set thought = content.split('</think>')[0].rstrip('\n').split('<think>')[-1].lstrip('\n') %}"
+    "{%- set content = content.split('</think>')[-1].lstrip('\n') %}{%- endif %}\n"
+    "    {%- if loop.index0 > ns.last %}{%- if loop.last or (not loop.last and thought) %}"
+    "{{- '<think>\n' + thought.strip('\n') + '\n</think>\n\n' }}{%- endif %}{%- endif %}{%- endif %}\n"
+    "    {{- '<|im_start|>' ~ message.role ~ '\n' ~ content ~ '<|im_end|>\n' }}\n"
+    "    {%- if loop.previtem and loop.previtem.role == 'user' and loop.nextitem is defined %}"
+    "{{- loop.nextitem.role }}{%- endif %}\n{%- endfor %}\n"
+    "{%- if add_generation_prompt %}{%- if enable_thinking is defined and enable_thinking is false %}x{%- endif %}"
+    "{{- '<|im_start|>assistant\n' }}{%- endif %}",
+    "mistral": "{%- if messages[0]['role'] == 'system' %}{%- set system = messages[0]['content'] %}"
+    "{%- set loop_messages = messages[1:] %}{%- else %}{%- set loop_messages = messages %}{%- endif %}\n"
+    "{%- set users = loop_messages | selectattr('role', 'equalto', 'user') | list %}\n"
+    "{%- set others = loop_messages | rejectattr('role', 'eq', 'user') | map(attribute='content') | map('trim') "
+    "| join(', ') %}\n{{- bos_token ~ others }}\n{%- for message in loop_messages %}\n"
+    "    {%- if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}{{- raise_exception('turns') }}{%- endif %}\n"
+    "    {%- if message['role'] == 'user' %}{%- if loop.last and system is defined and (message == users[-1]) %}"
+    "{{- '[INST]' + system + '\n\n' + message['content'] + '[/INST]' }}{%- else %}"
+    "{{- '[INST]' + message['content'] + '[/INST]' }}{%- endif %}\n"
+    "    {%- elif message['role'] == 'assistant' and not message.get('tool_calls') %}"
+    "{{- ' ' + message['content'] | trim + eos_token }}{%- endif %}\n{%- endfor %}",
+    "gemma": "{{ bos_token }}{%- macro part(text, keys=True) -%}{%- if text is mapping -%}{%- for key, value in text "
+    "| dictsort -%}{{ key }}:{{- part(value, keys=keys) -}}{{ ',' if not loop.last }}{%- endfor -%}{%- elif text is "
+    "sequence and text is not string -%}{%- for item in text -%}{{- part(item) -}}{%- endfor -%}{%- else -%}"
+    "{{- text | trim | upper -}}{%- endif -%}{%- endmacro -%}{% for message in messages %}"
+    "{% if (message['role'] == 'assistant') %}{% set role = 'model' %}{% else %}{% set role = message['role'] %}"
+    "{% endif %}{{ '<start_of_turn>' + role + '\n' + message['content'] | trim + '<end_of_turn>\n' }}"
+    "{{ part(message) }}{% endfor %}{% if add_generation_prompt %}{{'<start_of_turn>model\n'}}{% endif %}",
+    "phi": "{% for message in messages %}{% if message['role'] in ['system', 'user'] and message['content'] %}"
+    "{{'<|' + message['role'] + '|>\n' + message['content'] + '<|end|>\n'}}{% elif message['role'] == 'assistant' %}"
+    "{% generation %}{{'<|assistant|>\n' + message['content'] + '<|end|>\n'}}{% endgeneration %}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% else %}{{ eos_token }}{% endif %}",
+    "functions": "{%- set numbers = [3, 1, 2, 2, 1.5] -%}{{ numbers|sort }}{{ numbers|sort(reverse=true)|first }}"
+    "{{ numbers|unique|list }}{{ numbers|max }}{{ numbers|min }}{{ numbers|last|round(1)|int }}{{ 7|round }}"
+    "{{ 1.55|round(1, 'ceil') }}{{ '12'|int + '1.5'|float }}{{ ('x' * 2 ~ none)|title }}{{ 'its (a-b) c'|title }}"
+    "{{ messages|map(attribute='role')|unique|list|length }}{{ ['b', 'A']|sort|join }}{{ -7 // 2 }}{{ -7 % 3 }}"
+    "{{ {'b': 1, 'a': [2]}|tojson(sort_keys=true, separators=(',', ':')) }}{{ {'b': 1}|items|list }}"
+    "{% macro m(obj, context) %}{{ obj }}{{ context }}{% endmacro %}{{ m(obj=1, context=2) }}"
+    "{{ dict(values=3)['values'] }}{{ namespace(context=4).context }}{{ dict(a=1, **{'b': 2}) }}"
+    "{{ range(2, 9, 3)|list }}{{ 'a-b-c'.rsplit('-', 1) }}{{ 'a b  c'.split() }}"
+    "{{ messages[0].keys()|list }}{{ messages[0].values()|list }}{{ messages|string }}{{ 3 is odd }}"
+    "{{ 'x' is defined and y is undefined }}{{ [1, 2]|reverse|list }}{{ 'abc'|reverse }}{{ 'abc'|list }}"
+    "{{ y|default('z') }}{{ ''|default('z', true) }}{{ 'aXbX'|replace('X', 'y', 1) }}{{ [[1, 2], [3]]|tojson }}"
+    "{% for a, b in [(1, 2)] %}{{ a }}{{ b }}{% else %}none{% endfor %}{% set x %}in {{ 'side' }}{% endset %}{{ x }}"
+    "{{ messages|selectattr('role', 'in', ['user'])|list|count }}{{ loop is defined }}{{ '%'|safe }}"
+    "{% for i in range(3) %}{{ loop.cycle('a', 'b') }}{{ loop.changed(i) }}{{ loop.revindex }}{% endfor %}"
+    "{{ strftime_now('%Y')|length }}",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("answer", [True, False])
+def test_c27_families_are_written_as_transformers_writes_them(family: str, answer: bool) -> None:
+    turns = [("system", " Be brief. "), ("user", "Is 1 < 2 & 'so'?"), ("assistant", "<think>\nwell\n</think>\n\nYes ")]
+    told = [{"role": role, "content": content} for role, content in turns]
+    for messages in (told[1:2], told[:2], told[1:], told, [*told, {"role": "user", "content": "\u4e00\n"}]):
+        given = {"add_generation_prompt": answer, "bos_token": "<s>", "eos_token": "</s>"}
+        [expected], _ = render_jinja_template([messages], chat_template=FAMILIES[family], **given)
+        assert ChatProgram(FAMILIES[family]).render({"messages": messages, **given}) == expected
+
+
+def test_c27_a_long_conversation_is_written() -> None:
+    messages = [{"role": ("user", "assistant")[i % 2], "content": "word " * 20} for i in range(999)]
+    given = {"messages": messages, "bos_token": "", "eos_token": ""}
+    for source in FAMILIES.values():
+        assert len(ChatProgram(source).render(given)) > 0
 
 
 def test_c27_a_hostile_template_is_an_error_of_the_checkpoint(tiny: Callable[..., Path], tmp_path: Path) -> None:

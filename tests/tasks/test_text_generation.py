@@ -16,11 +16,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models
-from transformers import DynamicCache
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, GPT2Config
 
 import warmstart as ws
 from support.damage import copy_of, edit_json
-from support.models import DECODERS, tiny_tokenizer
+from support.models import CHAT_TEMPLATE, DECODERS, tiny_tokenizer
 from warmstart.batching import collate
 from warmstart.engine.runtime_torch import to_tensors
 from warmstart.engine.unpad import is_unpadded, pad
@@ -28,7 +28,7 @@ from warmstart.errors import CheckpointError, DataError, UsageError, WarmstartEr
 from warmstart.rows import Row, read
 from warmstart.tasks.class_loss import IGNORED
 from warmstart.tasks.decoding import Answer, choose
-from warmstart.tasks.generation_options import Generation, cache_bytes_a_token
+from warmstart.tasks.generation_options import Generation, cache_bytes_a_token, rows_at_most, with_cache_sizes
 from warmstart.tasks.text_generation import TextGeneration
 
 PROMPTS = [
@@ -307,13 +307,77 @@ def test_a_long_prompt_loses_its_beginning_or_is_refused(
     assert "answer-shortened" in shortened.flags and shortened.new_tokens < 39
 
 
+def held_a_token(model: Any) -> int:
+    """Bytes of a real cache for each of four tokens."""
+    cache = model(input_ids=torch.tensor([[3, 4, 5, 6]]), use_cache=True).past_key_values
+    assert isinstance(cache, DynamicCache)
+    return sum(tensor.nbytes for layer in cache.layers for tensor in (layer.keys, layer.values)) // 4
+
+
+@pytest.mark.parametrize("family", DECODERS)
+def test_the_size_of_the_cache_is_known(tiny: Callable[..., Path], family: str) -> None:
+    pipe = load(tiny, family)
+    assert task_of(pipe).bytes_a_token == held_a_token(pipe.model) > 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "sizes", "left_out"),
+    [
+        ("gpt2", {"n_embd": 24}, ("n_layer", "n_head")),
+        ("mpt", {"d_model": 32, "n_heads": 4, "n_layers": 3, "max_seq_len": 64}, ()),
+        ("llama", {"hidden_size": 64, "intermediate_size": 32, "num_hidden_layers": 2}, ("num_attention_heads",)),
+        ("qwen2", {"hidden_size": 64, "intermediate_size": 32, "num_hidden_layers": 2}, ("num_key_value_heads",)),
+        ("gemma", {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2}, ("head_dim",)),
+        ("gpt_neox", {"hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 4}, ("num_hidden_layers",)),
+    ],
+)
+def test_sizes_that_a_config_leaves_out_are_those_of_its_class(
+    kind: str, sizes: dict[str, Any], left_out: tuple[str, ...]
+) -> None:
+    """A model's cache against what the file alone says, with fields that the file leaves to its class."""
+    config = AutoConfig.for_model(kind, **sizes, vocab_size=300)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    written = {name: value for name, value in config.to_diff_dict().items() if name not in left_out}
+    with torch.inference_mode():
+        held = held_a_token(model)
+    assert cache_bytes_a_token(with_cache_sizes(written, config.to_dict())) == held > 0
+    nested = {"model_type": "some_vision", "text_config": written}
+    assert cache_bytes_a_token(with_cache_sizes(nested, {"text_config": config.to_dict()})) == held
+
+
+def test_a_loaded_checkpoint_knows_the_sizes_that_its_file_leaves_out(
+    tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = copy_of(tiny("gpt2", "generation"), tmp_path / "checkpoint")
+    config = GPT2Config.from_pretrained(folder)
+    config.n_embd, config.n_layer, config.n_head = 24, GPT2Config().n_layer, GPT2Config().n_head
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    edit_json(folder / "config.json", {}, remove=("n_layer", "n_head"))
+    pipe = ws.load(folder, options=NEW, device="cpu")
+    assert task_of(pipe).bytes_a_token == held_a_token(pipe.model) == 2 * 4 * 12 * 24
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"model_type": "some_new"},
+        {"model_type": "deepseek_v3", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+        | {"qk_nope_head_dim": 128, "kv_lora_rank": 512},
+        {"model_type": "some_vision", "text_config": {"num_hidden_layers": 2}},
+    ],
+)
+def test_a_cache_of_no_known_size_takes_one_row_at_a_time(
+    config: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING, "warmstart"):
+        assert cache_bytes_a_token(with_cache_sizes(config, config)) == 0
+    assert f"the config of this {config['model_type']} checkpoint does not say" in caplog.text
+    assert "one at a time" in caplog.text
+    assert rows_at_most(9, Generation(max_new_tokens=3), bytes_a_token=0, megabytes=2048) == 1
+
+
 def test_the_cache_is_bounded(tiny: Callable[..., Path]) -> None:
     pipe = load(tiny)
-    bytes_a_token = cache_bytes_a_token(pipe.model.config.to_dict())
-    cache = pipe.model(**pipe.tokenizer("I love this film", return_tensors="pt"), use_cache=True).past_key_values
-    held = sum(tensor.nbytes for layer in cache.layers for tensor in (layer.keys, layer.values))
-    assert held == bytes_a_token * len(pipe.tokenizer("I love this film")["input_ids"])
-
     task = task_of(pipe)
     object.__setattr__(task, "cache_megabytes", 1)
     object.__setattr__(task, "bytes_a_token", (1 << 20) // 40)  # so that 40 tokens fill it
@@ -483,13 +547,14 @@ def conversations() -> list[Row]:
     ]
 
 
-def by_hand(pipe: ws.Pipeline, messages: list[dict[str, str]]) -> list[float]:
-    """The losses of the assistant's tokens: the template spelled out, ids and positions counted one by one."""
-    ids: list[int] = []
-    learned: list[bool] = []
+def by_hand(pipe: ws.Pipeline, messages: list[dict[str, str]], after: str = "", head: str = "") -> list[float]:
+    """The losses of the assistant's tokens: the template spelled out, ids and positions counted one by one. `after`:
+    what it writes after the end of each message, `head`: before the first."""
+    ids: list[int] = pipe.tokenizer(head, add_special_tokens=False)["input_ids"] if head else []
+    learned: list[bool] = [False] * len(ids)
     for message in messages:
         given, said = f"<s>{message['role']}: ", f"{message['content']}</s>"
-        for text, counts in ((given, False), (said, message["role"] == "assistant")):
+        for text, counts in ((given, False), (said, message["role"] == "assistant"), (after, False)):
             more = pipe.tokenizer(text, add_special_tokens=False)["input_ids"]
             ids += more
             learned += [counts] * len(more)
@@ -499,10 +564,12 @@ def by_hand(pipe: ws.Pipeline, messages: list[dict[str, str]]) -> list[float]:
     return [-logs[i - 1, token].item() for i, token in enumerate(ids) if learned[i]]
 
 
-def test_only_completions_are_learned(tiny: Callable[..., Path]) -> None:
-    pipe = load(tiny)
+@pytest.mark.parametrize("after", ["", "\n", "\n\n"])
+def test_only_completions_are_learned(tiny: Callable[..., Path], tmp_path: Path, after: str) -> None:
+    """Up to the token that ends an answer, whatever the template writes after that."""
+    pipe = talking(tiny, tmp_path, CHAT_TEMPLATE.replace("</s>", "</s>{{ '" + after.replace("\n", "\\n") + "' }}"))
     rows = conversations()
-    expected = [by_hand(pipe, row["messages"]) for row in rows]
+    expected = [by_hand(pipe, row["messages"], after) for row in rows]
     tensors = to_tensors(collate(list(pipe.task.encode(rows, train=True)), pipe.task.pads), "cpu")
     with torch.inference_mode():
         losses, weights = pipe.task.loss(pipe.task.forward(pipe.model, tensors), tensors)
@@ -512,6 +579,51 @@ def test_only_completions_are_learned(tiny: Callable[..., Path]) -> None:
     np.testing.assert_allclose(result.per_example["loss"], [np.mean(each) for each in expected], atol=1e-5)
     together = float(np.exp(np.mean([loss for each in expected for loss in each])))
     assert result.metrics["perplexity"].value == pytest.approx(together, rel=1e-5)
+
+
+def talking(tiny: Callable[..., Path], tmp_path: Path, template: str) -> ws.Pipeline:
+    """A checkpoint with another chat template."""
+    folder = copy_of(tiny("llama", "generation"), tmp_path / "checkpoint")
+    (folder / "chat_template.jinja").write_text(template)
+    return ws.load(folder, options=NEW, device="cpu")
+
+
+def learned_text(pipe: ws.Pipeline, messages: list[dict[str, str]]) -> str:
+    [feature] = pipe.task.encode([Row({"messages": messages})], train=True)
+    labels = feature.targets["labels"]
+    assert (labels[labels != IGNORED] == feature.inputs["input_ids"][labels != IGNORED]).all()
+    return str(pipe.tokenizer.decode(labels[labels != IGNORED]))
+
+
+def test_of_a_first_answer_only_the_answer_is_learned(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    """A conversation that the assistant begins: what the template writes before it is no answer."""
+    head = "<s>system: be kind</s>\n"
+    begun = "{% if messages[0]['role'] != 'system' %}{{ '" + head.replace("\n", "\\n") + "' }}{% endif %}"
+    pipe = talking(tiny, tmp_path, begun + CHAT_TEMPLATE.replace("</s>", "</s>{{ '\\n' }}"))
+    hello = {"role": "assistant", "content": "hello"}
+    for rest in ([], [{"role": "user", "content": "is it"}, {"role": "assistant", "content": "fun"}]):
+        messages = [hello, *rest]
+        assert learned_text(pipe, messages) == "hello</s>" + ("fun</s>" if rest else "")
+        result = ws.evaluate(pipe, [Row({"messages": messages})])
+        expected = by_hand(pipe, messages, "\n", head)
+        np.testing.assert_allclose(result.per_example["loss"], [np.mean(expected)], atol=1e-5)
+    assert learned_text(pipe, [{"role": "assistant", "content": ""}]) == "</s>"
+
+
+def test_an_answer_without_an_end_is_learned_whole(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    plain = "{% for m in messages %}{{ m.role ~ ': ' ~ m.content ~ '\\n' }}{% endfor %}"
+    pipe = talking(tiny, tmp_path, plain + "{% if add_generation_prompt %}assistant: {% endif %}")
+    asked = [{"role": "user", "content": "is it"}, {"role": "assistant", "content": "fun </s> ok"}]
+    assert learned_text(pipe, asked) == "fun </s> ok\n"  # the token was spelled out: it ends nothing
+    pipe = talking(tiny, tmp_path / "spelled", CHAT_TEMPLATE)
+    assert learned_text(pipe, asked) == "fun </s> ok</s>"
+
+
+def test_templates_may_ask_for_tools(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    """`tools` and `documents` are none, as transformers gives them, and not undefined."""
+    asking = "{% if tools is not none or documents is not none %}{{ raise_exception('tools') }}{% endif %}"
+    pipe = talking(tiny, tmp_path, asking + CHAT_TEMPLATE)
+    assert pipe({"messages": [{"role": "user", "content": "x"}]}).tokens > 0
 
 
 @pytest.mark.parametrize("family", DECODERS)

@@ -144,9 +144,11 @@ def test_embeddings_are_compared_by_cosine(embedder: ws.Pipeline) -> None:
 
 def test_what_stands_at_padding_does_not_count() -> None:
     lengths = [2, 3]
-    alone = Answers(lengths, [{"start": np.zeros(n), "logits": np.ones(2)} for n in lengths], [None] * 2, ["", ""])
+    alone = Answers(
+        lengths, lengths, [{"start": np.zeros(n), "logits": np.ones(2)} for n in lengths], [None] * 2, ["", ""]
+    )
     assert alone.per_token() == {"start"}
-    padded = Answers([2], [{"start": np.array([1.0, 2.0, 9e9]), "logits": np.array([3.0, 4.0])}], [None], [""])
+    padded = Answers([2], [2], [{"start": np.array([1.0, 2.0, 9e9]), "logits": np.array([3.0, 4.0])}], [None], [""])
     [numbers] = padded.numbers(alone.per_token())
     assert numbers.tolist() == [3, 4, 1, 2]  # by name: logits, start
 

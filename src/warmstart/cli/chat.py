@@ -48,9 +48,13 @@ def _answer(pipe: Any, messages: list[dict[str, str]]) -> str:
     finally:
         stream.close()
     console.show("")
-    if stream.prediction is not None and stream.prediction.truncated:
+    if stream.prediction is None:
+        return str(stream.text)
+    if stream.prediction.truncated:
         console.say("the beginning of the conversation no longer fits and was left out")
-    if stream.prediction is not None and stream.prediction.finish_reason == "length":
+    if stream.prediction.finish_reason == "length" and "answer-shortened" in stream.prediction.flags:
+        console.say("the answer was cut: the model's context is full. A new conversation has room: Ctrl-D, then again")
+    elif stream.prediction.finish_reason == "length":
         console.say("the answer was cut: --option max_new_tokens=… allows more")
     return str(stream.text)
 

@@ -13,7 +13,8 @@ from typing import Any
 
 from warmstart.errors import CheckpointError, DataError
 from warmstart.rows import Row
-from warmstart.tasks.chat_sandbox import ChatProgram, TemplateFailedError, TemplateRefusedError
+from warmstart.tasks.chat_functions import TemplateRefusedError
+from warmstart.tasks.chat_sandbox import ChatProgram, TemplateFailedError
 from warmstart.tokenization import Tokenizer
 
 TEMPLATE, SETTINGS = "chat_template.jinja", "tokenizer_config.json"
@@ -66,7 +67,8 @@ class Chat:
         return self._ids(self._write(messages, row, answer=True), mark), flags
 
     def answered(self, row: Row) -> tuple[list[Segment], tuple[str, ...]]:
-        """The whole conversation, each answer a segment of its own that begins where `asked` would have ended.
+        """The whole conversation, each answer a segment of its own that begins where `asked` would have ended, and
+        ends with the token that ends it: what a template writes after that (a new line, say) is not the model's to say.
 
         Raises as `asked`, and CheckpointError "chat-template-not-stepwise" for a template that writes the messages
         before an answer otherwise once the answer is there.
@@ -76,8 +78,8 @@ class Chat:
         for place, message in enumerate(messages):
             if message["role"] != "assistant":
                 continue
-            before = self._write(messages[:place], row, answer=True) if place else ""
             after = self._write(messages[: place + 1], row, answer=False)
+            before = self._write(messages[:place], row, answer=True) if place else self._opened(message, row, after)
             if not (before.startswith(written) and after.startswith(before)):
                 raise CheckpointError(
                     "chat-template-not-stepwise",
@@ -87,9 +89,27 @@ class Chat:
                     fix="give prompt and completion, written as the model shall read them",
                 )
             segments.append(Segment(tuple(self._ids(before[len(written) :], mark))))
-            segments.append(Segment(tuple(self._ids(after[len(before) :], mark)), answered=True))
+            said = self._ids(after[len(before) :], mark)
+            end = self._end(said)
+            segments += [Segment(tuple(said[:end]), answered=True), Segment(tuple(said[end:]))]
             written = after
         return segments, flags
+
+    def _opened(self, message: Message, row: Row, written: str) -> str:
+        """What the template writes before the content of a conversation's first message, given with the content: there
+        is no question that `asked` could write."""
+        other = {**message, "content": next(chr(code) for code in _MARKS if chr(code) not in message["content"])}
+        pairs = enumerate(zip(written, self._write([other], row, answer=False), strict=False))
+        return written[: next((place for place, (one, two) in pairs if one != two), len(written))]
+
+    def _end(self, said: Sequence[int]) -> int:
+        """How many of an answer's tokens there are up to the one that ends it; all, where none does."""
+        specials = {self.tokenizer.rust.token_to_id(token) for token in self.tokenizer.specials}
+        last = max((place for place, token in enumerate(said) if token in specials), default=-1) + 1
+        if last and not self.tokenizer.rust.decode(said[last:]).strip():
+            return last
+        end = self.tokenizer.rust.token_to_id(self.variables.get("eos_token", ""))
+        return max((place for place, token in enumerate(said) if token == end), default=len(said) - 1) + 1
 
     @cached_property
     def _program(self) -> ChatProgram:
@@ -106,7 +126,8 @@ class Chat:
             raise self._unusable(error) from None
 
     def _write(self, messages: Sequence[Message], row: Row, *, answer: bool) -> str:
-        variables = {**self.variables, "messages": list(messages), "add_generation_prompt": answer}
+        none = {"tools": None, "documents": None}  # as transformers has it: templates ask whether they are none
+        variables = {**self.variables, **none, "messages": list(messages), "add_generation_prompt": answer}
         try:
             return self._program.render(variables)
         except TemplateRefusedError as error:

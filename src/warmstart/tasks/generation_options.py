@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,18 @@ GENERATION_RULES: Mapping[str, tuple[Any, ...] | Rule] = {
     "cache_megabytes": (int,),
 }
 _MOST_STOPS = 16
+
+# Where configs keep the sizes of a key-value cache, by the names that model families give them; the decoder's first.
+_NESTED = ("text_config", "decoder")
+_LAYERS = ("num_decoder_layers", "decoder_layers", "num_hidden_layers", "n_layer", "n_layers", "num_layers")
+_HEADS = ("decoder_attention_heads", "num_attention_heads", "n_head", "n_heads", "num_heads", "attention_heads")
+_WIDTH = ("hidden_size", "d_model", "n_embd")
+_HEAD = ("head_dim", "d_kv")
+_SHARED_HEADS = ("num_key_value_heads", "num_kv_heads")
+_OTHER_CACHES = ("kv_lora_rank", "qk_nope_head_dim", "layers_block_type", "mamba_d_state", "state_size")
+_CACHE_SIZES = frozenset([*_LAYERS, *_HEADS, *_WIDTH, *_HEAD, *_SHARED_HEADS, *_OTHER_CACHES, "global_head_dim"])
+
+log = logging.getLogger("warmstart")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,23 +115,48 @@ def stored_settings(folder: Path) -> Mapping[str, Any]:
     return own
 
 
+def with_cache_sizes(config: Mapping[str, Any], resolved: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A checkpoint's own config with the sizes of a key-value cache that it leaves out, as `resolved` has them: what
+    transformers makes of it."""
+    found = {name: value for name, value in _decoder(resolved).items() if name in _CACHE_SIZES and value is not None}
+    key = next((name for name in _NESTED if isinstance(config.get(name), Mapping)), None)
+    part = config if key is None else config[key]
+    whole = {**part, **{name: value for name, value in found.items() if part.get(name) is None}}
+    return whole if key is None else {**config, key: whole}
+
+
 def cache_bytes_a_token(config: Mapping[str, Any]) -> int:
-    """Bytes that one token of one row takes in a decoder's key-value cache, in float32; 0 for a config that hides it.
+    """Bytes that one token of one row takes in a decoder's key-value cache, in float32; 0 where the config does not
+    say, which is logged: rows then go one at a time.
 
     Two vectors, key and value, of every layer and key-value head.
     """
-    config = config.get("text_config") or config
-    layers = _first(config, "num_decoder_layers", "decoder_layers", "num_hidden_layers", "n_layer", "num_layers")
-    heads = _first(config, "decoder_attention_heads", "num_attention_heads", "n_head", "num_heads")
-    width = _first(config, "hidden_size", "d_model", "n_embd")
-    head = _first(config, "head_dim", "d_kv") or (width // heads if heads else 0)
-    return 2 * 4 * layers * (_first(config, "num_key_value_heads") or heads) * head
+    sizes = _decoder(config)
+    layers = _first(sizes, *_LAYERS)
+    heads = _first(sizes, *_HEADS)
+    width = _first(sizes, *_WIDTH)
+    head = max(_first(sizes, *_HEAD), _first(sizes, "global_head_dim")) or (width // heads if heads else 0)
+    found = 2 * 4 * layers * (_first(sizes, *_SHARED_HEADS) or heads) * head
+    # Latent attention caches vectors of other sizes, and some layers none at all: no formula here.
+    if found and not any(sizes.get(name) for name in _OTHER_CACHES):
+        return found
+    log.warning(
+        "the config of this %s checkpoint does not say how large a key-value cache is: rows go one at a time",
+        config.get("model_type", ""),
+    )
+    return 0
 
 
 def rows_at_most(tokens: int, how: Generation, *, bytes_a_token: int, megabytes: int) -> int:
-    """Rows of `tokens` tokens each, prompt and answer, whose key-value cache fits into `megabytes`; may be 0."""
+    """Rows of `tokens` tokens each, prompt and answer, whose key-value cache fits into `megabytes`; may be 0. Where
+    `bytes_a_token` is 0, not known, it is 1."""
     row = tokens * bytes_a_token * how.beams
-    return (megabytes << 20) // row if row else 1 << 20
+    return (megabytes << 20) // row if row else 1
+
+
+def _decoder(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The part of a config that is about the decoder of text."""
+    return next((config[name] for name in _NESTED if isinstance(config.get(name), Mapping)), config)
 
 
 def _first(config: Mapping[str, Any], *names: str) -> int:

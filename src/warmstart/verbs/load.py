@@ -15,6 +15,7 @@ from warmstart.checkpoints import (
     cache_folder,
     find,
     is_export,
+    load_config,
     load_model,
     load_tokenizer,
     source_needed,
@@ -25,6 +26,7 @@ from warmstart.engine import graph_runtime, prepare, resolve_device, torch_runti
 from warmstart.errors import CheckpointError, UsageError, did_you_mean
 from warmstart.pipeline import Pipeline
 from warmstart.tasks import TASKS, Task, find_task
+from warmstart.tasks.generation_options import with_cache_sizes
 from warmstart.tokenization import Tokenizer
 
 log = logging.getLogger("warmstart")
@@ -240,7 +242,10 @@ def _make_task(kind: type[Task], tokenizer: Any, verified: Verified, options: Ma
         type_ids=(verified.config.get("type_vocab_size") or 0) > 1,
     )
     _say_limit(max_length, ours)
-    return kind.from_checkpoint(ours, verified.config, verified.folder, chosen)
+    config = verified.config
+    if "cache_megabytes" in kind.option_names:  # a cache has its size whether the file says it or leaves it to a class
+        config = with_cache_sizes(config, load_config(verified).to_dict())
+    return kind.from_checkpoint(ours, config, verified.folder, chosen)
 
 
 def _take_max_length(options: dict[str, Any]) -> int | None:
