@@ -59,6 +59,8 @@ def row_schema(task: Task) -> Schema:
         plain: Schema = {"anyOf": [TEXT, array({})]} if field.many or not field.text else TEXT
         if field.whole:
             plain = {"type": "integer", "minimum": 0}
+        elif field.text and not field.many and not field.required:
+            plain = {"type": ["string", "null"]}  # as if it were not there
         properties[field.name] = {**plain, "description": field.doc}
     required = [field.name for field in fields if field.required and not field.instead]
     shape = record(properties, required=required)

@@ -62,7 +62,7 @@ def ends(how: Generation, most: int, *, after: int, decoder: bool) -> dict[str, 
         "pad_token_id": how.pad_id,
     }
     if how.min_new_tokens:
-        return asked | {"min_length": after + how.min_new_tokens}
+        return asked | {"min_length": after + min(how.min_new_tokens, most)}
     return asked if decoder else asked | {"min_length": None}
 
 

@@ -233,9 +233,11 @@ class TextToText:
 
     def loss(self, outputs: Mapping[str, Any], batch: Batch) -> tuple[Any, Any]:
         """Each row's mean cross entropy over its target's tokens; a row weighs as many as these are."""
+        import torch
         from torch.nn.functional import cross_entropy
 
-        logits, labels = outputs["logits"].float(), batch.targets["labels"]  # (B, T, V), (B, T)
+        logits, labels = outputs["logits"], batch.targets["labels"]  # (B, T, V), (B, T)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         losses = cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORED, reduction="none")
         counts = (labels != IGNORED).sum(dim=1)
         return losses.sum(dim=1) / counts.clamp(min=1), counts.to(losses.dtype)

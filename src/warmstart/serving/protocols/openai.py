@@ -42,7 +42,7 @@ def endpoints(models: Models) -> Sequence[Endpoint]:
                 "input": one_or_more(TEXT, most=embedding[0].limits.rows),
                 "encoding_format": {"enum": ["float", "base64"]},
                 "dimensions": {"enum": [None], "description": "no other than the model has: leave it out"},
-                "user": TEXT,
+                "user": {"type": ["string", "null"]},
             },
             required=["model", "input"],
         )
