@@ -121,6 +121,12 @@ def test_hugging_faces_parameters_are_followed_or_refused(client: httpx.Client) 
         assert answer.status_code == 422, parameters
 
 
+def test_openais_user_is_a_text_that_nothing_is_done_with(client: httpx.Client) -> None:
+    asked = {"model": "embed", "input": "good"}
+    answers = [client.post("/v1/embeddings", json={**asked, "user": user}) for user in ("me", None, False)]
+    assert [answer.status_code for answer in answers] == [200, 200, 422]
+
+
 def test_text_embeddings_inferences_routes(
     client: httpx.Client, classifier: ws.Pipeline, embedder: ws.Pipeline
 ) -> None:

@@ -103,6 +103,8 @@ async def _embed(call: Call) -> Answer:
         raise Refusal(422, "field-type", "'input' must be a text or a list of texts", where="input", fix=fix)
     if form not in ("float", "base64"):
         raise Refusal(422, "field-value", "'encoding_format' is float or base64", where="encoding_format")
+    if not isinstance(body.get("user"), str | None):
+        raise Refusal(422, "field-type", "'user' must be a text; nothing is done with it", where="user")
     predictions = await call.predict(served, texts)
     width = len(predictions[0].embedding)
     if body.get("dimensions") not in (None, width):
