@@ -149,6 +149,19 @@ def test_answers_are_as_near_to_float64_as_the_stock_models(
     assert answers == [False, head == HEADS[1]] * 3
 
 
+def test_a_frozen_layer_that_answers_is_no_layer_that_trains(calls: list[bool], answers: list[bool]) -> None:
+    """With gradients switched on, as over a frozen encoder: only where one may be asked for is there a node for it."""
+    padded, unpadded = pair("bert", HEADS[1])
+    for frozen in (padded, unpadded):
+        frozen.base_model.requires_grad_(False)  # type: ignore[union-attr, operator]
+    ours, stock = (main_output(model(**batch())) for model in (unpadded, padded))
+    torch.testing.assert_close(ours, stock, atol=1e-5, rtol=0)
+    assert answers == [False, True] and not calls and ours.requires_grad
+    unpadded.requires_grad_(True)
+    main_output(unpadded(**batch())).sum().backward()
+    assert calls == [False, True] and len(answers) == 2
+
+
 def test_products_with_gelu(monkeypatch: pytest.MonkeyPatch) -> None:
     x, weight, bias = 3 * torch.randn(500, 5), torch.randn(64, 5), torch.randn(64)
     wanted = nn.functional.gelu(nn.functional.linear(x.double(), weight.double(), bias.double())).float()

@@ -61,7 +61,7 @@ class PackedLayer:
         firsts = pack.firsts() if self.first_token and kwargs.get("first_token_only") else None
         shape, weights = read(self.layer, pack)
         # Somebody's own checkpointing runs without gradients first, and must draw the masks of the second run.
-        if torch.is_grad_enabled() or self.layer.training:
+        if _trains(self.layer, hidden_states):
             output: Tensor = TrainedLayer.apply(hidden_states[0], firsts, shape, *weights)
             return output[None]
         return infer(hidden_states[0], firsts, shape, weights)[None]
@@ -69,7 +69,7 @@ class PackedLayer:
 
 def why_stock(layer: Any, hidden: Tensor) -> str | None:
     """Why this call of the layer runs through its own code; None if it need not."""
-    trains = torch.is_grad_enabled() or layer.training
+    trains = _trains(layer, hidden)
     if layer.gradient_checkpointing and layer.training:
         return "it is computed twice to save memory (gradient checkpointing)"
     if hidden.device.type != "cpu" or hidden.dtype not in (torch.float32, torch.float64):
@@ -102,3 +102,10 @@ def why_stock(layer: Any, hidden: Tensor) -> str | None:
                 if trains and not parameter.requires_grad:
                     return f"{name} is frozen"
     return None
+
+
+def _trains(layer: Any, hidden: Tensor) -> bool:
+    """Whether dropout is drawn or a gradient may be asked for: a frozen layer in eval mode only answers."""
+    if layer.training or not torch.is_grad_enabled():
+        return bool(layer.training)
+    return hidden.requires_grad or any(parameter.requires_grad for parameter in layer.parameters())
