@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from inference_prepare import MODEL, prepare
 from inference_workloads import DATA
 from transformers import BertConfig, BertForSequenceClassification
@@ -38,6 +39,7 @@ def reviews() -> Iterator[str]:
 def run_memory(forms: Path, rows: int | None, repeats: int) -> Iterator[dict[str, Any]]:
     """The process's memory every `EVERY` rows of a stream through two layers of width 64."""
     pin(spare_cores(1))
+    torch.set_num_threads(1)  # two threads on one core wait for each other
     total = rows or ROWS
     pipe = ws.load(_toy(forms / "toy"), device="cpu")
     started = time.perf_counter()

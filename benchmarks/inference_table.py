@@ -31,9 +31,9 @@ LEGEND = (
     "the batch size (CTranslate2: tokens a batch) that was best for that contestant in the same run. `padding`: share",
     "of the computed token positions that held no token. `GEMM`: what the real tokens need in matrix products a second",
     "(the whole model, whoever computes less of it), as a share of the best product of its largest layer in the",
-    "same process and type (warmstart int8: in OpenVINO's process); CTranslate2 offers no product alone. `labels`:",
-    "share equal to those of `pipeline`, which is torch in fp32. `peak MB`: the most memory held while",
-    "running. Accuracy is on the labelled texts, with Wilson's 95 % interval.",
+    "same process and type (torch: by MKL or oneDNN, whichever is quicker; warmstart int8: in OpenVINO's process);",
+    "CTranslate2 offers no product alone. `labels`: share equal to those of `pipeline`, which is torch in fp32.",
+    "`peak MB`: the most memory held while running. Accuracy is on the labelled texts, with Wilson's 95 % interval.",
 )
 
 

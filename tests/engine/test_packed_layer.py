@@ -5,9 +5,12 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.modules.module import register_module_forward_hook
@@ -134,11 +137,12 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
 def test_answers_are_as_near_to_float64_as_the_stock_models(
     variant: str, head: str, onednn: bool, monkeypatch: pytest.MonkeyPatch, answers: list[bool]
 ) -> None:
-    """Rows of many lengths, of one, and a single one; frozen weights are no reason to run as before."""
+    """Rows of many lengths, of one, a single one, numbers of tokens and of rows that are rounded up; frozen weights are
+    no reason to run as before."""
     monkeypatch.setattr(products, "_onednn_is_quicker", lambda: onednn)
     padded, unpadded = (model.requires_grad_(False) for model in pair(variant, head))
     doubled = make(variant, head).double()
-    for lengths in ((9, 1, 4, 4, 30), (5, 5), (7,)):
+    for lengths in ((9, 1, 4, 4, 30), (5, 5), (7,), (40, 30, 2, 1), (2,) * 60 + (1,) * 7):
         inputs = batch(lengths)
         with torch.inference_mode():
             exact, stock, ours = (main_output(model(**inputs)).double() for model in (doubled, padded, unpadded))
@@ -146,7 +150,7 @@ def test_answers_are_as_near_to_float64_as_the_stock_models(
             exact, stock, ours = (kept(states, inputs["attention_mask"]) for states in (exact, stock, ours))
         assert (ours - exact).norm() <= 2 * (stock - exact).norm() + 1e-6
         torch.testing.assert_close(ours, stock, atol=1e-5, rtol=0)
-    assert answers == [False, head == HEADS[1]] * 3
+    assert answers == [False, head == HEADS[1]] * 5
 
 
 def test_a_frozen_layer_that_answers_is_no_layer_that_trains(calls: list[bool], answers: list[bool]) -> None:
@@ -160,6 +164,15 @@ def test_a_frozen_layer_that_answers_is_no_layer_that_trains(calls: list[bool], 
     unpadded.requires_grad_(True)
     main_output(unpadded(**batch())).sum().backward()
     assert calls == [False, True] and len(answers) == 2
+
+
+@given(rows=st.integers(0, 10_000))
+def test_products_recur_in_few_sizes(rows: int) -> None:
+    with mock.patch.object(products, "_onednn_is_quicker", lambda: True):
+        rounded = products.rounded_rows(torch.empty(rows, 1))
+        assert rows <= rounded < rows + max(1, rows / 16) and (rounded == rows or rows >= 32)
+        sizes = {products.rounded_rows(torch.empty(size, 1)) for size in range(1024, 2049)}
+        assert len(sizes) == 17 and products.rounded_rows(torch.empty(rows, 1, dtype=torch.float64)) == rows
 
 
 def test_products_with_gelu(monkeypatch: pytest.MonkeyPatch) -> None:

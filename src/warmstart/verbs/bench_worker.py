@@ -23,6 +23,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TextIO, TypeVar, runtime_checkable
 
@@ -69,7 +70,8 @@ class Gauged(Protocol):
         ...
 
     def gemm_peak(self) -> float | None:
-        """GFLOP/s of a product as large as the model's largest layer, in the runtime's own type."""
+        """GFLOP/s of a product as large as the model's largest layer, in the runtime's own type, by the library that
+        is quicker here."""
         ...
 
 
@@ -155,12 +157,18 @@ def _gemm_peak(contestant: Contestant) -> float | None:
     layer = _largest_linear(contestant.model)
     if layer is None:
         return None
-    weight = layer.weight.detach().t()  # (in, out)
+    import torch  # the layer has long done so
+
+    weight = layer.weight.detach()  # (out, in)
+    ways: list[Callable[[Any], object]] = [lambda x: x.matmul(weight.t())]
+    if weight.device.type == "cpu" and weight.dtype == torch.float32 and torch.backends.mkldnn.is_available():
+        ways.append(lambda x: torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], ""))
     best = 0.0
-    for rows in PEAK_ROWS:
-        operand = weight.new_empty((rows, weight.shape[0])).normal_()
-        seconds = fastest(lambda operand=operand: operand.matmul(weight))  # type: ignore[misc]
-        best = max(best, 2 * rows * weight.shape[0] * weight.shape[1] / seconds / 1e9)
+    with torch.inference_mode():
+        for rows in PEAK_ROWS:
+            operand = weight.new_empty((rows, weight.shape[1])).normal_()
+            seconds = min(fastest(partial(way, operand)) for way in ways)
+            best = max(best, 2 * rows * weight.numel() / seconds / 1e9)
     return best
 
 
