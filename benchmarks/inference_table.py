@@ -26,14 +26,15 @@ PROMISES = (
 BATCHES_PROMISED, MEMORY_PROMISED_MB, SCALE_PROMISED, COLD_PROMISED = 1.45, 100, 0.10, 1.2
 LEGEND = (
     "Same texts, same checkpoint, one thread a process, all on one core, from text to label (tokenization included),",
-    "in inference mode, warm. Contestants alternate inside each repeat, another one first each time; texts/s is the",
-    "median over repeats, a ratio the median of the ratios inside each repeat, with the least and the most. `setting`:",
-    "the batch size (CTranslate2: tokens a batch) that was best for that contestant in the same run. `padding`: share",
-    "of the computed token positions that held no token. `GEMM`: what the real tokens need in matrix products a second",
-    "(the whole model, whoever computes less of it), as a share of the best product of its largest layer in the",
-    "same process and type (torch: by MKL or oneDNN, whichever is quicker; warmstart int8: in OpenVINO's process);",
-    "CTranslate2 offers no product alone. `labels`: share equal to those of `pipeline`, which is torch in fp32.",
-    "`peak MB`: the most memory held while running. Accuracy is on the labelled texts, with Wilson's 95 % interval.",
+    "in inference mode, warm: each contestant has read all the texts once before. They alternate inside each repeat,",
+    "another one first each time; texts/s is the median over repeats, a ratio the median of the ratios inside each",
+    "repeat, with the least and the most. `setting`: the batch size (CTranslate2: tokens a batch) that was best for",
+    "that contestant in the same run. `padding`: share of the computed token positions that held no token. `GEMM`:",
+    "what the real tokens need in matrix products a second (the whole model, whoever computes less of it), as a share",
+    "of the best product of its largest layer in the same process and type (torch: by MKL or oneDNN, whichever is",
+    "quicker; warmstart int8: in OpenVINO's process); CTranslate2 offers no product alone. `labels`: share equal to",
+    "those of `pipeline`, which is torch in fp32. `peak MB`: the most memory held while running. Accuracy is on the",
+    "labelled texts, with Wilson's 95 % interval.",
 )
 
 

@@ -37,8 +37,8 @@ class Script:
     def __init__(self, name: str, log: list[tuple[Any, ...]]) -> None:
         self.name, self.log = name, log
 
-    def run(self, workload: str, setting: int | None, *, first: int | None = None, survey: bool = False) -> Any:
-        self.log.append((workload, self.name, setting, "warm" if first else "run"))
+    def run(self, workload: str, setting: int | None, *, survey: bool = False) -> Any:
+        self.log.append((workload, self.name, setting, "warm" if survey else "run"))
         found: dict[str, Any] = {"seconds": 1.0, "cpu_seconds": 1.0, "peak_mb": None}
         return found | ({"survey": {"answers": [self.name], "tokens": 1, "positions": 2}} if survey else {})
 
@@ -51,12 +51,18 @@ def test_a_race_warms_up_and_alternates_and_fewer_repeats_come_first() -> None:
     lines: list[str] = []
     trials, surveys = race(entries, workers, {"w": 10, "v": 20}, progress=lines.append)
     assert log[:3] == [("w", "a", 8, "warm"), ("w", "b", None, "warm"), ("w", "c", 1, "warm")]
+    assert [how for *_, how in log].count("warm") == len(entries) and log[-2:] == [
+        ("v", "a", 4, "warm"),
+        ("v", "a", 4, "run"),
+    ]
     order = [(trial.workload, trial.repeat, trial.turn, trial.name) for trial in trials]
     assert order == [
         ("w", 0, 0, "a"), ("w", 0, 1, "b"), ("w", 0, 2, "c"), ("w", 1, 0, "b"), ("w", 1, 1, "a"),
         ("w", 2, 0, "a"), ("w", 2, 1, "b"), ("v", 0, 0, "a"),
     ]  # fmt: skip
-    assert [trial.rows for trial in trials if trial.workload == "v"] == [20] and len(lines) == len(trials)
+    assert [trial.rows for trial in trials if trial.workload == "v"] == [20] and len(lines) == len(trials) + len(
+        entries
+    )
     assert set(surveys) == {("w", "a"), ("w", "b"), ("w", "c"), ("v", "a")} and surveys["v", "a"].answers == ["a"]
 
 
@@ -133,7 +139,7 @@ def test_a_contestant_in_its_process(peer: Callable[..., Contestant]) -> None:
             assert found["survey"] == {"answers": [row["text"] for row in ROWS], "tokens": 3, "positions": 24}, name
             assert found["cpu_seconds"] >= 0 and 0 < found["seconds"] < 5
             assert worker.gemm_peak() == 12.5
-        found = workers["one"].run("w", None, first=1)
+        found = workers["one"].run("w", None)
         assert set(found) == {"seconds", "cpu_seconds", "peak_mb"}
         if Path("/proc/self/status").exists():
             assert 5 < found["peak_mb"] < 500

@@ -39,14 +39,14 @@ def asked(contestant: Any, *messages: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def run(**more: Any) -> dict[str, Any]:
-    return {"ask": "run", "workload": "w", "setting": None, "first": None, "survey": False, **more}
+    return {"ask": "run", "workload": "w", "setting": None, "survey": False, **more}
 
 
 def test_our_own_contestant_answers_as_the_pipeline(tiny: Callable[..., Path]) -> None:
     contestant = own(tiny("bert"))
     rows = [{"text": text} for text in TEXTS]
     loaded, surveyed, timed, peak, unknown = asked(
-        contestant, {"ask": "rows", "workload": "w", "rows": rows}, run(survey=True), run(first=1), {"ask": "peak"},
+        contestant, {"ask": "rows", "workload": "w", "rows": rows}, run(survey=True), run(), {"ask": "peak"},
         run(workload="x"),
     )  # fmt: skip
     assert loaded == {} and unknown["error"]["kind"] == "KeyError"

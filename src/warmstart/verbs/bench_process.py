@@ -61,11 +61,9 @@ class Worker:
         """Hand over a workload's rows, once."""
         self._exchange({"ask": "rows", "workload": workload, "rows": list(rows)})
 
-    def run(self, workload: str, setting: int | None, *, first: int | None = None, survey: bool = False) -> Any:
-        """Run the workload (or its `first` rows): seconds, cpu_seconds, peak_mb; if asked for, its `survey` too."""
-        return self._exchange(
-            {"ask": "run", "workload": workload, "setting": setting, "first": first, "survey": survey}
-        )
+    def run(self, workload: str, setting: int | None, *, survey: bool = False) -> Any:
+        """Run the workload: seconds, cpu_seconds, peak_mb; if asked for, its `survey` too."""
+        return self._exchange({"ask": "run", "workload": workload, "setting": setting, "survey": survey})
 
     def gemm_peak(self) -> float | None:
         """GFLOP/s of this process's best matrix product of the model's largest layer, if the contestant can tell."""

@@ -21,7 +21,6 @@ Found = tuple[int | None, Mapping[int, Sequence[float]]]  # a best setting, and 
 
 # A setting whose first time is within this share of the best is timed again before the best is named.
 CLOSE = 1.15
-WARM_UP_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -84,25 +83,27 @@ def race(
     *,
     progress: Callable[[str], None] | None = None,
 ) -> tuple[list[Trial], dict[tuple[str, str], Survey]]:
-    """Run the entries in turn, workload by workload and repeat by repeat, after a warm-up of `WARM_UP_ROWS`.
+    """Run the entries in turn, workload by workload and repeat by repeat, after each ran the whole workload once.
 
-    `rows`: the number of rows of each workload, which the workers hold already. Returns every trial, and what the
-    first repeat found out, by workload and name.
+    Runtimes prepare for every shape they meet, so only who has met them all is warm. `rows`: the number of rows of each
+    workload, which the workers hold already. Returns every trial, and what the first, untimed runs found out, by
+    workload and name.
     """
     trials: list[Trial] = []
     surveys: dict[tuple[str, str], Survey] = {}
     for workload in dict.fromkeys(entry.workload for entry in entries):
         here = [entry for entry in entries if entry.workload == workload]
         for entry in here:
-            workers[entry.name].run(workload, entry.setting, first=WARM_UP_ROWS)
+            if progress is not None:
+                progress(f"{workload}: warming up, {entry.name}")
+            found = workers[entry.name].run(workload, entry.setting, survey=True)["survey"]
+            surveys[workload, entry.name] = Survey(**found)
         for repeat in range(max(entry.repeats for entry in here)):
             running = [entry for entry in here if repeat < entry.repeats]
             for turn, entry in enumerate(turns(running, repeat)):
                 if progress is not None:
                     progress(f"{workload}: repeat {repeat + 1}, {entry.name}")
-                measured = dict(workers[entry.name].run(workload, entry.setting, survey=repeat == 0))
-                if repeat == 0:
-                    surveys[workload, entry.name] = Survey(**measured.pop("survey"))
+                measured = workers[entry.name].run(workload, entry.setting)
                 trials.append(Trial(workload, entry.name, entry.setting, repeat, turn, rows[workload], **measured))
     return trials, surveys
 
@@ -138,7 +139,8 @@ def find_setting(contestant: Contestant, place: Place, workloads: Mapping[str, S
         worker = workers[contestant.name]
         for name, rows in workloads.items():
             worker.load(name, rows)
-            worker.run(name, contestant.choices[0], first=WARM_UP_ROWS)
+            for choice in contestant.choices:
+                worker.run(name, choice)  # warm, as in the race
             found[name] = best_setting(partial(_seconds, worker, name), contestant.choices)
     return found
 

@@ -6,7 +6,7 @@
 first), one goes out on stdout for each. Whatever a library prints goes to stderr.
 
     {"ask": "rows", "workload": "reviews", "rows": [{"text": …}, …]}   → {}
-    {"ask": "run", "workload": "reviews", "setting": 8, "first": 64, "survey": true}
+    {"ask": "run", "workload": "reviews", "setting": 8, "survey": true}
         → {"seconds": 0.1, "cpu_seconds": 0.1, "peak_mb": 512.0,
            "survey": {"answers": […], "tokens": 900, "positions": 1024}}
     {"ask": "peak"}                                                    → {"gflops": 120.5}
@@ -105,7 +105,7 @@ def _reply(contestant: Contestant, workloads: dict[str, list[Fields]], message: 
     if ask == "rows":
         workloads[message["workload"]] = message["rows"]
         return {}
-    rows, setting = workloads[message["workload"]][: message.get("first")], message["setting"]
+    rows, setting = workloads[message["workload"]], message["setting"]
     if not message["survey"]:
         return _timed(lambda: contestant.answers(rows, setting))[1]
     if contestant.model is None:
