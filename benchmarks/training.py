@@ -3,7 +3,7 @@
 reviews   MiniLM on reviews, one epoch, beside transformers' Trainer: dynamic padding, grouped by length; test accuracy
 fixed     the same beside padding to 128 tokens, as run_glue and AutoTrain do
 mixed     reviews, questions and paragraphs together, beside dynamic padding
-saving    ws.train with a snapshot every 50 steps, and with none
+saving    ws.train with a snapshot every 50 steps, and with none: what stands between the steps
 
 Contestants alternate in turns of a few steps, on one core, and each trains on the same rows with every seed. Each part
 replaces its own raw records in `training.jsonl`; the table `training.md` is written from them.
@@ -61,7 +61,7 @@ PARTS = {
     "reviews": Part((OURS, DYNAMIC, GROUPED), "reviews", 1280, judged=True),
     "fixed": Part((OURS, FIXED), "reviews", 384, turn=4),
     "mixed": Part((OURS, DYNAMIC), "mixed", 192, turn=2),
-    "saving": Part((OURS, SAVING), "reviews", 4800, turn=25),
+    "saving": Part((OURS, SAVING), "reviews", 3232, turn=25),
 }
 
 

@@ -3,8 +3,9 @@
     python training_contestant.py < settings and turns > reports
 
 One JSON object a line. The settings come in first; then a line lets it train `steps` optimizer steps (or to the end),
-and it reports {"steps", "seconds", "cpu_seconds"} of this turn, and with "over" the end of the training. A last line
-asks for its accuracy. The clock runs inside a turn only: loading, tokenizing and judging are not timed.
+and it reports {"steps", "seconds", "cpu_seconds"} of this turn, with "between" what stood between its steps (ours
+only: it records each step's own time), and with "over" the end of the training. A last line asks for its accuracy. The
+clock runs inside a turn only: loading, tokenizing and judging are not timed.
 """
 
 from __future__ import annotations
@@ -37,17 +38,19 @@ class Turns:
 
     def __init__(self, outbox: TextIO, *, waits: bool = True) -> None:
         self.outbox, self.waits, self.steps, self.left = outbox, waits, 0, 0
-        self.started = self.cpu = 0.0
+        self.started = self.cpu = self.own = 0.0
 
     def begin(self) -> None:
         """Wait for a turn."""
         if self.waits:
             self.left = json.loads(sys.stdin.readline())["steps"]
-        self.steps, self.started, self.cpu = 0, time.perf_counter(), time.process_time()
+        self.steps, self.own, self.started, self.cpu = 0, 0.0, time.perf_counter(), time.process_time()
 
-    def step(self, *, over: bool) -> None:
-        """A step is done: if it was the turn's last, report and wait; if it was the training's, report."""
+    def step(self, own: float | None = None, *, over: bool) -> None:
+        """A step is done, which took `own` seconds by its trainer's account: if it was the turn's last, report and
+        wait; if it was the training's, report."""
         self.steps += 1
+        self.own += own or 0.0
         if over or self.steps == self.left:
             self.report(over=over)
         if not over and self.steps == self.left:
@@ -55,7 +58,8 @@ class Turns:
 
     def report(self, *, over: bool) -> None:
         seconds, cpu = time.perf_counter() - self.started, time.process_time() - self.cpu
-        send(self.outbox, {"steps": self.steps, "seconds": seconds, "cpu_seconds": cpu, "over": over})
+        found = {"steps": self.steps, "seconds": seconds, "cpu_seconds": cpu, "over": over}
+        send(self.outbox, found | ({"between": seconds - self.own} if self.own else {}))
 
 
 def main() -> None:
@@ -99,7 +103,7 @@ def _warmstart(settings: Mapping[str, Any], turns: Turns, output: Path, labels: 
             turns.begin()
             turns.started -= progress.step.seconds
             turns.cpu -= progress.step.seconds
-        turns.step(over=progress.step.step == progress.total)
+        turns.step(progress.step.seconds, over=progress.step.step == progress.total)
 
     run = ws.train(
         "starter-encoder", list(settings["rows"]), output=output, task="text-classification", config=config,
