@@ -26,7 +26,7 @@ from warmstart.tasks import find_task
 HERE = Path(__file__).parent
 DATA = HERE.parent.parent / "shared" / "data"
 RECORDS, TABLE = HERE / "generation.jsonl", HERE / "generation.md"
-NEW, FEW = {"max_new_tokens": 24}, {"max_new_tokens": 12}
+NEW, FEW = {"max_new_tokens": 24}, {"max_new_tokens": 32}
 PARIS = {"messages": [{"role": "user", "content": "What is the capital of France?"}]}
 TRAIN_ROWS = 1024  # drawn at random from the training part; of the test part all are judged
 
