@@ -15,7 +15,7 @@ help:
 	@echo "make check     lint, format, types, import rules"
 	@echo "make format    format the code and mend what the linter can"
 	@echo "make accuracy  train and judge every data set with every seed (about an hour)"
-	@echo "make bench     measure inference beside its peers, on one core (about twenty minutes)"
+	@echo "make bench     measure inference beside its peers, on one core (about an hour)"
 	@echo "make bench-training  measure training beside transformers' Trainer, on one core (about twenty minutes)"
 	@echo "make bench-serving  measure a server under load beside FastAPI + pipeline (about fifteen minutes)"
 	@echo "make starter   make the default classifier again"
@@ -63,8 +63,7 @@ accuracy: $(READY)
 	$(BIN)/python benchmarks/accuracy.py
 
 bench: $(READY)
-	$(BIN)/python benchmarks/inference.py speed
-	$(BIN)/python benchmarks/inference.py batches
+	$(BIN)/python benchmarks/inference.py speed batches memory scale cold
 
 bench-training: $(READY)
 	$(BIN)/python benchmarks/training.py

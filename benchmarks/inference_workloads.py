@@ -53,11 +53,17 @@ def _workload(name: str, texts: Sequence[tuple[str, str | None]]) -> Workload:
     return Workload(name, tuple(text for text, _ in texts), tuple(label for _, label in texts))
 
 
-def gigaflops(lengths: Sequence[int], config: Mapping[str, Any]) -> float:
+def gigaflops(lengths: Sequence[int], config: Mapping[str, Any], *, first_tokens: bool = False) -> float:
     """Multiplications and additions, in 10^9, of the matrix products that a BERT encoder needs for texts of these
     lengths: the four projections and two feed-forward products of each token, scores and mixing of attention. No
-    padding, embeddings, head, softmax or norms."""
+    padding, embeddings, head, softmax or norms. With `first_tokens` the last layer answers for the first token of each
+    text alone, as a head that reads no other needs: of the other tokens only keys and values."""
     hidden, inner, layers = config["hidden_size"], config["intermediate_size"], config["num_hidden_layers"]
-    products = 2 * (4 * hidden * hidden + 2 * hidden * inner) * sum(lengths)
+    tokens, texts = sum(lengths), len(lengths)
+    products = 2 * (4 * hidden * hidden + 2 * hidden * inner) * tokens
     attention = 4 * hidden * sum(length * length for length in lengths)
-    return float(layers * (products + attention) / 1e9)
+    last = products + attention
+    if first_tokens:
+        last = 4 * hidden * hidden * tokens + 2 * (2 * hidden * hidden + 2 * hidden * inner) * texts
+        last += 4 * hidden * tokens
+    return float(((layers - 1) * (products + attention) + last) / 1e9)

@@ -99,6 +99,15 @@ def test_what_a_model_needs_is_what_torch_counts() -> None:
         for length in lengths:
             encoder(input_ids=torch.ones((1, length), dtype=torch.int64))
     assert gigaflops(lengths, config.to_dict()) == pytest.approx(counter.get_total_flops() / 1e9)
+    one = config.to_dict() | {"num_hidden_layers": 1}
+    whole, first = gigaflops(lengths, one), gigaflops(lengths, one, first_tokens=True)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        for length in lengths:
+            states, weight, inner = torch.ones(length, 32), torch.ones(32, 32), torch.ones(32, 48)
+            keys, values, query = states @ weight, states @ weight, states[:1] @ weight
+            _ = ((query @ keys.T) @ values) @ weight @ inner @ inner.T
+    assert first == pytest.approx(counter.get_total_flops() / 1e9) and first < whole
+    assert gigaflops([1, 1], one) == pytest.approx(gigaflops([1, 1], one, first_tokens=True))
 
 
 @pytest.mark.real_data

@@ -13,6 +13,10 @@ from inference_table import PROMISES, table
 FP32, INT8, PIPELINE = "warmstart fp32", "warmstart int8", "pipeline"
 
 
+# The peak of fp32 is that of whoever reached most in it; int8's is another.
+PEAKS = {FP32: 80.0, PIPELINE: 90.0, "openvino fp32": 100.0, "openvino int8": 400.0, "ctranslate2 fp32": None}
+
+
 def trials(name: str, seconds: list[float], workload: str = "reviews") -> list[dict[str, Any]]:
     common = {
         "part": "speed",
@@ -34,7 +38,10 @@ def survey(name: str, *, agreement: float = 1.0, right: int = 90, positions: int
 
 
 def speed(*more: dict[str, Any]) -> list[dict[str, Any]]:
-    work = {"kind": "workload", "name": "reviews", "texts": 100, "tokens": 1000, "longest": 40, "gigaflops": 50.0}
+    work = {
+        "kind": "workload", "name": "reviews", "texts": 100, "tokens": 1000, "longest": 40, "gigaflops": 50.0,
+        "gigaflops_of_first_tokens": 40.0,
+    }  # fmt: skip
     return [{"part": "speed", **inference.machine()}, {"part": "speed", **work}, *more]
 
 
@@ -46,15 +53,17 @@ def cells(lines: list[str], start: str) -> list[str]:
 def test_a_line_has_the_figures_of_its_records() -> None:
     records = speed(
         *trials(FP32, [1.0, 2.0, 1.0]), *trials(PIPELINE, [2.0, 3.0, 8.0]), survey(FP32, positions=1000),
-        survey(PIPELINE), {"part": "speed", "kind": "peak", "name": PIPELINE, "gflops": 100.0},
+        survey(PIPELINE), survey("pipeline, batch 32", positions=4000), *trials("pipeline, batch 32", [4.0]),
+        *({"part": "speed", "kind": "peak", "name": name, "gflops": gflops} for name, gflops in PEAKS.items()),
     )  # fmt: skip
     lines = table(records)
-    # 100 texts in a median of 3 s, of 50 GFLOP in all and a peak of 100 GFLOP/s; half of 2,000 positions are tokens.
+    # 100 texts in a median of 3 s, of 50 GFLOP in all and a peak of 100 GFLOP/s; half of 2,000 positions are tokens,
+    # and half of the 4,000 of batches of 32 are not computed.
     assert cells(lines, PIPELINE) == [
-        PIPELINE, "", "33.3", "2.00x (1.50 – 8.00)", "", "50.0 %", "16.7 %", "100.0 %", "0.9000 (0.8256 – 0.9448)",
-        "8", "3",
+        PIPELINE, "", "33.3", "2.00x (1.50 – 8.00)", "", "50.0 %", "50.0 %", "16.7 %", "100.0 %",
+        "0.9000 (0.8256 – 0.9448)", "8", "3",
     ]  # fmt: skip
-    assert cells(lines, FP32)[2:6] == ["100.0", "", "", "0.0 %"]
+    assert cells(lines, FP32)[2:8] == ["100.0", "", "", "0.0 %", "75.0 %", "40.0 %"]
     assert "The contestants had their core for 50.0 % of the measured time." in lines
 
 
@@ -77,7 +86,7 @@ def test_int8_must_agree_and_be_as_accurate(agreement: float, right: int, labels
     lines = table(speed(*trials(FP32, [1.0]), *trials(INT8, [1.0]), *both))
     assert cells(lines, f"reviews: labels of {INT8}")[-1] == labels
     assert cells(lines, f"reviews: accuracy of {INT8}")[1:] == [
-        "in 0.9000 (0.8256 – 0.9448)", cells(lines, INT8)[8], accuracy,
+        "in 0.9000 (0.8256 – 0.9448)", cells(lines, INT8)[9], accuracy,
     ]  # fmt: skip
 
 
