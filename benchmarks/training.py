@@ -59,7 +59,7 @@ class Part:
 
 PARTS = {
     "reviews": Part((OURS, DYNAMIC, GROUPED), "reviews", 1280, judged=True),
-    "fixed": Part((OURS, FIXED), "reviews", 384, turn=4),
+    "fixed": Part((OURS, FIXED), "reviews", 384, turn=4, judged=True),
     "mixed": Part((OURS, DYNAMIC), "mixed", 192, turn=2),
     "saving": Part((OURS, SAVING), "reviews", 3232, turn=25),
 }
@@ -75,7 +75,7 @@ def main() -> None:
     arguments = parser.parse_args()
     trial = arguments.rows is not None or arguments.seeds != list(SEEDS)
     records: list[dict[str, Any]] = []
-    for name in arguments.parts or ("reviews", "fixed", "mixed"):
+    for name in arguments.parts or PARTS:
         if name == "table":
             continue
         started = time.monotonic()

@@ -65,9 +65,22 @@ def _part(part: str, records: Records) -> Iterator[str]:
         lines.append(line)
     yield from markdown(header, lines)
     if judged:
-        widest = max(results, key=lambda each: each["hi"] - each["lo"])
-        yield from ("", f"One accuracy has a 95 % interval of {widest['lo']:.4f} – {widest['hi']:.4f}.")
+        yield ""
+        yield from (_accuracies(ours, name, results) for name in others)
     yield from ("", _circumstances(records))
+
+
+def _accuracies(ours: str, theirs: str, results: Records) -> str:
+    """Whether our mean accuracy is one that the other could have had by the chance of the test part's rows."""
+
+    def mean(of: str, name: str) -> float:
+        return statistics.mean(each[of] for each in results if each["name"] == name)
+
+    lo, hi, mine = mean("lo", theirs), mean("hi", theirs), mean("accuracy", ours)
+    return (
+        f"Mean accuracy of {ours}: {mine:.4f}; 95 % interval of one run of {theirs}, at its mean of "
+        f"{mean('accuracy', theirs):.4f}: {lo:.4f} – {hi:.4f} ({'inside' if lo <= mine <= hi else '**outside**'})."
+    )
 
 
 def _saving(part: str, work: Mapping[str, Any], records: Records) -> Iterator[str]:
