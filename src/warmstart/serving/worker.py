@@ -95,6 +95,7 @@ class Worker:
         lengths = [feature.length for feature in features]
         places = max(1, self._runtime.shapes.width(len(lengths), max(lengths)) * len(lengths))
         self._metrics.batch(self._name, tokens=sum(lengths), places=places, budget=self._budget)
+        complete = list[Job]()
         for piece, result in zip(batch, results, strict=True):
             job = piece.job
             if isinstance(result, Exception):
@@ -105,7 +106,13 @@ class Worker:
                 continue
             job.outputs[piece.index] = result
             if job.complete and not job.gone:
-                self._pool.submit(self._decode, job)
+                complete.append(job)
+        if complete:  # handed over at once: each time costs as much as decoding a row
+            self._pool.submit(self._decode_all, complete)
+
+    def _decode_all(self, jobs: Sequence[Job]) -> None:
+        for job in jobs:
+            self._decode(job)
 
     def _decode(self, job: Job) -> None:
         started = time.monotonic()
