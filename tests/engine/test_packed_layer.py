@@ -29,7 +29,13 @@ from warmstart.engine.unpad import pad, unpad
 # transformers 5.3, which we accept, has no other name for it.
 pytestmark = pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated:FutureWarning")
 
-HEADS = ("AutoModel", "AutoModelForSequenceClassification", "AutoModelForTokenClassification")
+HEADS = (
+    "AutoModel",
+    "AutoModelForSequenceClassification",
+    "AutoModelForTokenClassification",
+    "AutoModelForQuestionAnswering",
+    "AutoModelForMaskedLM",
+)
 
 
 @pytest.fixture

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast
+from unittest import mock
 
 import torch
 import transformers
@@ -15,6 +17,7 @@ from transformers import AutoConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
 
 from support.runs import without_dropout
+from warmstart.engine import layer_inference, layer_training, products
 from warmstart.engine.architectures import BY_LENGTH, STACKS, WHOLE
 from warmstart.engine.by_length import ByLength, bands
 from warmstart.engine.unpad import unpad
@@ -150,9 +153,20 @@ def batch(lengths: Sequence[int] = LENGTHS, *, left: bool = False, seed: int = 0
     return {"input_ids": ids, "attention_mask": mask}
 
 
+def drawn_lengths(seed: str) -> list[int]:
+    """Six to nine rows of 1 to 40 tokens, so unlike that more than 100 places are padding."""
+    chance = random.Random(seed)
+    while True:
+        lengths = [chance.randint(1, 40) for _ in range(chance.randint(6, 9))]
+        if len(lengths) * max(lengths) - sum(lengths) > 100:
+            return lengths
+
+
 def main_output(outputs: Any) -> Tensor:
-    """What the head is for: logits, scores of starts, or hidden states."""
-    for name in ("logits", "start_logits", "last_hidden_state"):
+    """What the head is for: logits, scores of starts and ends (B, S, 2), or hidden states."""
+    if "start_logits" in outputs:
+        return torch.stack((outputs["start_logits"], outputs["end_logits"]), dim=-1)
+    for name in ("logits", "last_hidden_state"):
         if name in outputs:
             tensor: Tensor = outputs[name]
             return tensor
@@ -196,6 +210,7 @@ class FeedForward:
 
 @contextmanager
 def counted(model: nn.Module) -> Iterator[FeedForward]:
+    """By hooks. Layers written out run their own code under them: see `multiplied`."""
     found = FeedForward()
     linear = [module for name, module in model.named_modules() if _FEED_FORWARD.search(name)]
     assert linear, "no feed-forward layer found"
@@ -206,6 +221,29 @@ def counted(model: nn.Module) -> Iterator[FeedForward]:
     yield found
     for hook in hooks:
         hook.remove()
+
+
+@contextmanager
+def multiplied(model: nn.Module) -> Iterator[FeedForward]:
+    """How many rows the first feed-forward products of layers written out have, without a hook on the model."""
+    found = FeedForward()
+    inner = {id(module.weight) for name, module in model.named_modules() if name.endswith("intermediate.dense")}
+
+    def affine(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if id(weight) in inner:
+            found.calls.append(x.shape[0])
+        return products.affine(x, weight, bias)
+
+    def affine_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        assert id(weight) in inner
+        found.calls.append(x.shape[0])
+        return products.affine_gelu(x, weight, bias)
+
+    with (
+        mock.patch.object(layer_training, "affine", affine),
+        mock.patch.object(layer_inference, "affine_gelu", affine_gelu),
+    ):
+        yield found
 
 
 def tokens_per_pass(model: PreTrainedModel, lengths: Sequence[int] = LENGTHS) -> int:
