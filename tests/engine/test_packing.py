@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -172,32 +170,6 @@ def test_dropout_on_runs_is_a_mean_of_the_undropped() -> None:
 
 
 # --- torch's kernel of a GPU, with a stand-in -------------------------------------------------------------------------
-
-
-@pytest.fixture
-def stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, Any]]]:
-    """The definition of `varlen_attn`'s arguments, in plain torch; and what it was called with."""
-    calls: list[dict[str, Any]] = []
-
-    def varlen_attn(
-        query: Tensor, key: Tensor, value: Tensor, cu_seq_q: Tensor, cu_seq_k: Tensor, max_q: int, max_k: int,
-        *, scale: float, window_size: tuple[int, int], enable_gqa: bool,
-    ) -> Tensor:  # fmt: skip
-        calls.append(locals() | {"calls": None})
-        assert enable_gqa or query.shape[1] == key.shape[1]
-        left, right = window_size
-        outputs = []
-        bounds = cu_seq_q.tolist()
-        for start, end in pairwise(bounds):
-            q, k, v = (tensor[start:end].transpose(0, 1)[None] for tensor in (query, key, value))
-            behind = torch.arange(end - start)[:, None] - torch.arange(end - start)
-            seen = ((left < 0) | (behind <= left)) & ((right < 0) | (behind >= -right))
-            output = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scale, enable_gqa=enable_gqa)
-            outputs.append(output[0].transpose(0, 1))
-        return torch.cat(outputs)
-
-    monkeypatch.setattr(packed_attention, "varlen_attn", varlen_attn)
-    yield calls
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -197,6 +197,12 @@ def worst(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
     return max(float((one.get(n, nothing) - other.get(n, nothing)).abs().max()) for n in names) / largest
 
 
+def relative_error(found: Mapping[str, Tensor], exact: Mapping[str, Tensor]) -> float:
+    """How far gradients are from `exact` ones, as a share of these."""
+    difference = sum(float((found[n].double() - g.double()).square().sum()) for n, g in exact.items())
+    return (difference / sum(float(g.double().square().sum()) for g in exact.values())) ** 0.5
+
+
 @dataclass
 class FeedForward:
     """How many tokens passed the first linear map of all feed-forward layers, while `counted` was open."""

@@ -29,10 +29,10 @@ def way_of(model_type: str | None) -> str:
     """How a checkpoint of this architecture runs, in words.
 
     >>> way_of("bert"), way_of("mpnet"), way_of("longformer")
-    ('no padding; layers written out', 'bands of like length', 'padded batches of like length')
+    ('no padding; layers written out', 'bands of like length (CPU only)', 'padded batches of like length')
     """
     if model_type in WRITTEN_OUT:
         return "no padding; layers written out"
     if model_type in STACKS or model_type in WHOLE:
         return "no padding"
-    return "bands of like length" if model_type in BY_LENGTH else "padded batches of like length"
+    return "bands of like length (CPU only)" if model_type in BY_LENGTH else "padded batches of like length"
