@@ -13,6 +13,8 @@ import pytest
 import torch
 
 import warmstart as ws
+from support.unpadding import multiplied
+from warmstart.engine import products
 from warmstart.errors import UsageError
 from warmstart.verbs.bench_own import Own, answer_of, plain
 from warmstart.verbs.bench_worker import (
@@ -75,6 +77,35 @@ def test_positions_are_those_that_are_computed_padding_or_not(tiny: Callable[...
     ws.pad(pipe.model)
     assert count_positions(pipe.model, forward) == ("done", positions)
     assert not any(module._forward_hooks for module in pipe.model.modules() if isinstance(module, torch.nn.Linear))
+
+
+@pytest.mark.parametrize("onednn", [True, False])
+def test_positions_of_layers_written_out_are_those_that_are_timed(
+    tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, onednn: bool
+) -> None:
+    """Rows by which products are rounded up are counted, the code that runs is that of an uncounted run."""
+    monkeypatch.setattr(products, "_onednn_is_quicker", lambda: onednn)
+    pipe = ws.load(tiny("bert"), device="cpu")
+    texts = [" ".join(["film"] * (3 + 5 * row)) for row in range(8)]
+    inputs = pipe.tokenizer(texts, padding=True, return_tensors="pt")
+    tokens = int(inputs["attention_mask"].sum())
+
+    def forward() -> torch.Tensor:
+        with torch.inference_mode():
+            return pipe.model(**inputs).logits
+
+    with multiplied(pipe.model) as uncounted:
+        logits = forward()
+    with multiplied(pipe.model) as computed:
+        found, positions = count_positions(pipe.model, forward)
+    assert torch.equal(found, logits) and computed.calls == uncounted.calls
+    assert positions == computed.calls[0] and tokens <= positions < tokens * 17 / 16
+    assert (positions > tokens) == onednn
+    assert not any(module._forward_hooks for module in pipe.model.modules() if "forward" in vars(module))
+    # Training rounds nothing up; under autocast the layer's own code runs.
+    assert count_positions(pipe.model.train(), lambda: pipe.model(**inputs).logits.shape)[1] == tokens
+    with torch.autocast("cpu", torch.bfloat16):
+        assert count_positions(pipe.model.eval(), forward)[1] == tokens
 
 
 def test_a_model_without_a_linear_layer_is_not_counted() -> None:

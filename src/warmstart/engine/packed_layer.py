@@ -20,6 +20,7 @@ from warmstart.engine.layer_inference import infer
 from warmstart.engine.layer_training import TrainedLayer
 from warmstart.engine.layer_weights import read
 from warmstart.engine.packing import Pack
+from warmstart.engine.products import rounded_rows
 
 # Every module of a layer, and its kind where it computes itself.
 _MODULES: dict[str, type[nn.Module] | None] = {
@@ -65,6 +66,14 @@ class PackedLayer:
             output: Tensor = TrainedLayer.apply(hidden_states[0], firsts, shape, *weights)
             return output[None]
         return infer(hidden_states[0], firsts, shape, weights)[None]
+
+    def rows_computed(self, states: Tensor, output: Tensor, *, packed: bool) -> int:
+        """How many rows the feed-forward products had in a call from `states` to `output` that has just returned: those
+        among them that it was rounded up by. A hook inside the layer would count others: it switches the layer back."""
+        rows = output.shape[:-1].numel()
+        if not packed or _trains(self.layer, states) or why_stock(self.layer, states) is not None:
+            return rows
+        return rounded_rows(output[0])
 
 
 def why_stock(layer: Any, hidden: Tensor) -> str | None:

@@ -75,6 +75,15 @@ class Gauged(Protocol):
         ...
 
 
+@runtime_checkable
+class RowCounting(Protocol):
+    """What stands in for a layer's `forward` and does not compute as many rows as it gives."""
+
+    def rows_computed(self, states: Any, output: Any, *, packed: bool) -> int:
+        """Rows of the feed-forward products in a call that has just returned."""
+        ...
+
+
 def serve(contestant: Contestant, inbox: Iterable[str], outbox: TextIO) -> None:
     """Answer every line of `inbox` on `outbox` until it ends."""
     workloads: dict[str, list[Fields]] = {}
@@ -132,7 +141,8 @@ def _timed(run: Callable[[], T]) -> tuple[T, dict[str, Any]]:
 def count_positions(model: Any, run: Callable[[], T]) -> tuple[T, int | None]:
     """What `run` gives, and the token positions that passed the model's largest linear layer meanwhile; None if none.
 
-    The count is of what was computed, so padding that is skipped does not count, whoever skips it.
+    The count is of what was computed: padding that is skipped does not count, whoever skips it; rows of zeros that a
+    product is rounded up by do.
     """
     seen = 0
 
@@ -140,10 +150,19 @@ def count_positions(model: Any, run: Callable[[], T]) -> tuple[T, int | None]:
         nonlocal seen
         seen += inputs[0].numel() // module.in_features
 
+    def count_layer(module: Any, inputs: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
+        nonlocal seen
+        states = inputs[0] if inputs else named["hidden_states"]
+        seen += vars(module)["forward"].rows_computed(states, output, packed=named.get("pack") is not None)
+
     layer = _largest_linear(model)
     if layer is None:
         return run(), None
-    handle = layer.register_forward_hook(count)
+    around = [m for m in model.modules() if isinstance(vars(m).get("forward"), RowCounting) and layer in m.modules()]
+    if around:  # a hook inside would switch the layer to other code than is timed
+        handle = around[0].register_forward_hook(count_layer, with_kwargs=True)
+    else:
+        handle = layer.register_forward_hook(count)
     try:
         found = run()
     finally:
