@@ -35,6 +35,7 @@ CLASSES = {
     "WeightAverage",
 }
 FUNCTIONS = {"batches", "compare", "evaluate", "export", "load", "load_for", "pad", "search", "serve", "train", "unpad"}
+FUNCTIONS |= {"why_padded"}
 
 
 def test_these_are_the_public_names() -> None:

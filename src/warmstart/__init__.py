@@ -14,7 +14,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from warmstart.engine.unpad import pad, unpad
+    from warmstart.engine.unpad import pad, unpad, why_padded
     from warmstart.errors import CheckpointError, DataError, TrainingError, UsageError, WarmstartError
     from warmstart.evaluation.comparison import Comparison
     from warmstart.evaluation.result import Evaluation
@@ -68,6 +68,7 @@ _HOME = {
     "serve": "warmstart.serving.server",
     "train": "warmstart.verbs.train",
     "unpad": "warmstart.engine.unpad",
+    "why_padded": "warmstart.engine.unpad",
 }
 
 __all__ = [
@@ -101,6 +102,7 @@ __all__ = [
     "serve",
     "train",
     "unpad",
+    "why_padded",
 ]
 
 

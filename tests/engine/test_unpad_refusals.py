@@ -14,7 +14,7 @@ import warmstart as ws
 from support.models import tiny_tokenizer
 from support.unpadding import make, stock
 from warmstart.engine.architectures import BY_LENGTH, STACKS, WHOLE
-from warmstart.engine.unpad import is_unpadded, supported, why_padded
+from warmstart.engine.unpad import is_unpadded, supported, unpad_if_supported
 from warmstart.errors import UsageError
 
 PAGE = Path(__file__).parents[2] / "docs" / "verbs" / "unpad.md"
@@ -55,7 +55,8 @@ def test_what_cannot_be_unpadded_says_why(kind: str, caplog: pytest.LogCaptureFi
     assert word in str(caught.value)
     assert type(model).__name__ in str(caught.value)
     assert caught.value.fix
-    assert why_padded(model) in str(caught.value)
+    reason = ws.why_padded(model)
+    assert reason is not None and reason in str(caught.value)
     assert {name: id(module) for name, module in model.named_modules()} == before
     assert stock(model)
     # A holder of one that can and one that cannot is not left half done.
@@ -100,6 +101,18 @@ def test_verbs_load_models_unpadded(encoder: Path, caplog: pytest.LogCaptureFixt
         pipe = ws.load(encoder, device="cpu")
     assert is_unpadded(pipe.model)
     assert "padded" not in caplog.text
+
+
+@pytest.mark.parametrize("variant", ["mpnet", "deberta", "deberta-v2", "bert"])
+def test_bands_are_for_a_cpu_which_is_said_elsewhere(variant: str, caplog: pytest.LogCaptureFixture) -> None:
+    for device in ("cpu", "meta"):  # any device that is no CPU
+        caplog.clear()
+        with caplog.at_level(logging.INFO, logger="warmstart"):
+            model = unpad_if_supported(make(variant).to(device))
+        assert is_unpadded(model) and ws.why_padded(model) is None
+        said = [record.getMessage() for record in caplog.records if "padded batches" in record.getMessage()]
+        assert len(said) == (device == "meta" and variant != "bert")
+        assert all(repr(variant) in line and "CPU only" in line for line in said)
 
 
 # --- the page ---------------------------------------------------------------------------------------------------------

@@ -44,7 +44,7 @@ def unpad(model: nn.Module) -> nn.Module:
     an encoder's row begins with padding, for heads read that position. A decoder gives no cache unless it is asked for
     one by `use_cache=True`; only a model that generates keeps it, in eval mode, unless told `use_cache=False`.
 
-    Raises UsageError "unpad-unsupported", which says why; `why_padded` asks without raising.
+    Raises UsageError "unpad-unsupported", which says why; `ws.why_padded` asks without raising.
 
     >>> model = unpad(AutoModelForSequenceClassification.from_pretrained(folder))  # doctest: +SKIP
     >>> model(**tokenizer(texts, padding=True, return_tensors="pt")).logits  # doctest: +SKIP
@@ -77,8 +77,10 @@ def unpad_if_supported(model: nn.Module) -> nn.Module:
     """`unpad`, as the verbs use it: a model that cannot is returned as it is, which is said."""
     reason = why_padded(model)
     if reason is None:
-        return unpad(model)
-    log.info("%s runs on padded batches of like length: %s", type(model).__name__, reason)
+        unpad(model)
+        reason = _why_not_here(model)
+    if reason is not None:
+        log.info("%s runs on padded batches of like length: %s", type(model).__name__, reason)
     return model
 
 
@@ -101,7 +103,14 @@ def pad(model: nn.Module) -> nn.Module:
 
 
 def why_padded(model: nn.Module) -> str | None:
-    """Why `unpad` would refuse the model; None if it would not."""
+    """Why `unpad` would refuse the model, as a clause in words; None if it would not. Changes nothing.
+
+    `model` as for `unpad`. Single calls of an unpadded model may run padded still: those that `unpad` names, and those
+    of `deberta`, `deberta-v2` and `mpnet` on another device than a CPU.
+
+    >>> why_padded(nn.Linear(2, 2))
+    'it holds no transformers model'
+    """
     bases = _bases(model)
     if not bases:
         return "it holds no transformers model"
@@ -118,6 +127,14 @@ def why_padded(model: nn.Module) -> str | None:
             return "its feed-forward layers run in chunks (chunk_size_feed_forward), which need padded lengths"
         if told.get("attn_logit_softcapping"):
             return "it caps attention logits (attn_logit_softcapping)"
+    return None
+
+
+def _why_not_here(model: nn.Module) -> str | None:
+    """Why an unpadded model computes padding all the same on the device it is on; None if it does not."""
+    for base in _bases(model):
+        if base.config.model_type in BY_LENGTH and base.device.type != "cpu":
+            return f"the attention of {base.config.model_type!r} knows no pack, and bands of rows pay on a CPU only"
     return None
 
 
