@@ -145,11 +145,12 @@ def test_of_an_export_the_peers_run_the_checkpoint_it_was_made_from(
     tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     source = {"name": str(tiny("bert"))}
-    record = SimpleNamespace(task="text-classification", source=source)
+    record = SimpleNamespace(task="text-classification", source=source, format="onnx", precision="int8")
     monkeypatch.setattr(verb, "is_export", lambda folder: folder == tmp_path)
     monkeypatch.setattr(verb, "verify_export", lambda folder: SimpleNamespace(record=record))
     subject = verb._subject(tmp_path, None, "auto")
     assert (subject.task.name, subject.device, subject.source) == ("text-classification", "cpu", tiny("bert"))
+    assert subject.precision == "onnx int8"
     assert subject.own.settings["exported"] is True and subject.own.settings["model"] == str(tmp_path)
     source["name"] = str(tmp_path / "gone")
     with caplog.at_level(logging.WARNING, "warmstart"):

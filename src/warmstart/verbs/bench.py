@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import logging
 import os
@@ -23,6 +24,7 @@ from warmstart.verbs.bench_process import Contestant, Place, Worker, spare_cores
 from warmstart.verbs.bench_race import Entry, find_setting, race
 from warmstart.verbs.bench_result import OURS, TEXTBOOK, Bench, standing
 from warmstart.verbs.bench_worker import Fields
+from warmstart.verbs.choose import load_for
 from warmstart.verbs.load import task_of
 
 log = logging.getLogger("warmstart")
@@ -44,6 +46,7 @@ def bench(
     repeats: int = 5,
     threads: int | None = None,
     device: str = "auto",
+    precision: str | None = None,
     columns: Mapping[str, str] | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Bench:
@@ -57,10 +60,11 @@ def bench(
     `data` is anything `ws.train` takes; its first `rows` rows are measured (None: all). `repeats` is how often each
     contestant runs over them. `threads`: for everybody; None takes OMP_NUM_THREADS, else every core. Each contestant
     lives in a process of its own on the same cores; they run in turn, from text to answer, warm, in inference mode; a
-    ratio is the median of the ratios inside each repeat. `progress` is called with a line on what runs.
+    ratio is the median of the ratios inside each repeat. `precision` is that of `ws.load_for`, for us alone: peers stay
+    in float32. Graphs it makes are calibrated on these rows. `progress` is called with a line on what runs.
 
     A task that has no peer here, or a peer that fails, is left out with a warning and in `Bench.failed`. Raises
-    UsageError "bench-count" for counts below 1, DataError "no-rows", what `ws.load` and reading raise, and
+    UsageError "bench-count" for counts below 1, DataError "no-rows", what `ws.load_for` and reading raise, and
     WarmstartError "contestant-failed" if our own process ends.
     """
     for name, count in (("rows", rows), ("repeats", repeats), ("threads", threads)):
@@ -68,6 +72,8 @@ def bench(
             raise UsageError("bench-count", f"{name} must be at least 1", value=count, fix=f"give {name}=1 or more")
     subject = _subject(model, task, device)
     texts = _texts(read(data, fields=subject.task.fields, columns=columns), subject.task, rows)
+    if precision is not None:
+        subject = _in_precision(subject, model, precision, texts, task, device)
     place = Place(threads or default_threads(), spare_cores(threads or default_threads()))
     say = progress or (lambda line: None)
     failed: dict[str, str] = {}
@@ -94,6 +100,7 @@ def bench(
         tokens=surveys[_WORKLOAD, OURS].tokens or 0,
         threads=place.threads,
         device=subject.device,
+        precision=subject.precision,
         standings=tuple(standing(_WORKLOAD, each.entry, trials, surveys) for each in ready),
         trials=tuple(trials),
         searched={each.entry.name: each.searched for each in ready if each.searched},
@@ -111,21 +118,39 @@ class _Subject:
     device: str
     own: Contestant
     source: Path | None
+    precision: str = "torch fp32"
 
 
 def _subject(model: str | Path, task: str | None, device: str) -> _Subject:
     """The checkpoint a person names, before anything of it is loaded."""
     known = None if task is None else find_task(task)
-    where = resolve_device(device)
+    where, precision = resolve_device(device), "torch fp32"
     folder = find(model).folder
     source: Path | None = folder
     if exported := is_export(folder):
         record = verify_export(folder).record
         known, source = known or find_task(record.task), _source(str(record.source["name"]))
-        where = "cpu" if device == "auto" else where
+        where, precision = "cpu" if device == "auto" else where, f"{record.format} {record.precision}"
     known = known or task_of(verify(folder))
     settings = {"model": str(model), "task": known.name, "device": where, "exported": exported}
-    return _Subject(known, where, Contestant(OURS, OWN, settings), source)
+    return _Subject(known, where, Contestant(OURS, OWN, settings), source, precision)
+
+
+def _in_precision(
+    subject: _Subject, model: str | Path, precision: str, texts: Sequence[Fields], task: str | None, device: str
+) -> _Subject:
+    """The subject as what `ws.load_for` gives: made or chosen here, so that our contestant only has to load it."""
+    pipe, choice = load_for(model, precision=precision, data=list(texts), task=task, device=device)
+    settings = {**subject.own.settings, "device": pipe.device}
+    if is_export(folder := find(pipe.name).folder):
+        record = verify_export(folder).record
+        chosen = f"{record.format} {record.precision}"
+        settings |= {"model": pipe.name, "exported": True}
+    else:
+        chosen = choice.chosen if choice is not None else f"torch {precision}"
+        settings |= {"dtype": "bfloat16" if chosen == "torch bf16" else "float32"}
+    own = dataclasses.replace(subject.own, settings=settings)
+    return dataclasses.replace(subject, own=own, device=pipe.device, precision=chosen)
 
 
 def _source(name: str) -> Path | None:
