@@ -32,7 +32,7 @@ def command(
     precision: str | None,
 ) -> None:
     """Measure a checkpoint on your rows against transformers.pipeline at its best batch size and the textbook loop;
-    embeddings against sentence-transformers, if it is installed.
+    embeddings and rerankers against sentence-transformers, if it is installed.
 
     \b
     warmstart bench -m starter -i reviews.jsonl

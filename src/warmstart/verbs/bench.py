@@ -13,6 +13,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from warmstart.checkpoints import find, is_export, verify, verify_export
 from warmstart.engine import resolve_device
 from warmstart.errors import DataError, UsageError, WarmstartError
@@ -29,7 +31,7 @@ from warmstart.verbs.load import task_of
 
 log = logging.getLogger("warmstart")
 
-PIPELINE, SENTENCE = "transformers.pipeline", "sentence-transformers"
+PIPELINE, SENTENCE, CROSS_ENCODER = "transformers.pipeline", "sentence-transformers", "CrossEncoder"
 TEXTBOOK_BATCH, BATCH_SIZES = 32, (1, 4, 8, 16, 32, 64)  # and those among which a peer's best is found
 SEARCH_ROWS = 256  # rows on which a peer's best batch size is looked for
 QUIET = 0.9  # share of the wall time with the core, below which the machine was busy with something else
@@ -50,8 +52,8 @@ def bench(
     columns: Mapping[str, str] | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Bench:
-    """Measure `ws.load(model)` against `transformers.pipeline` at its best batch size and the textbook loop; embeddings
-    against `SentenceTransformer.encode`, if it is installed, and the loop.
+    """Measure `ws.load(model)` against `transformers.pipeline` at its best batch size and, for classes and vectors, the
+    textbook loop; embeddings and rerankers against sentence-transformers, if it is installed.
 
         from warmstart.verbs.bench import bench
         found = bench("starter", "reviews.csv", rows=8, repeats=1)
@@ -194,29 +196,41 @@ def default_threads() -> int:
 
 
 def _texts(rows: Iterable[Row], kind: type[Task], most: int | None) -> list[Fields]:
-    """The texts of the first `most` rows, by field. Raises DataError "no-rows", and what encoding them would."""
-    texts: list[Fields] = []
-    for row in islice(rows, most):
-        names = [field.name for field in kind.fields if field.text]
-        texts.append(
-            {name: text for name in names if (text := text_of(row, name, optional=name != names[0])) is not None}
-        )
+    """What predicting reads of the first `most` rows, by field. Raises DataError "no-rows", and "field-missing" and
+    "field-not-text" as encoding them would."""
+    texts: list[Fields] = [_inputs(row, kind) for row in islice(rows, most)]
     if not texts:
         raise DataError("no-rows", "there are no rows to measure on", fix="check the file, and the columns it has")
     return texts
 
 
+def _inputs(row: Row, kind: type[Task]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for place, field in enumerate(field for field in kind.fields if not field.target):
+        if field.text and not field.many:
+            instead = bool(field.instead) and row.get(field.instead) is not None
+            value: Any = text_of(row, field.name, optional=place > 0 or instead)
+        else:
+            value = row.get(field.name)
+        if value is not None:
+            found[field.name] = value.tolist() if isinstance(value, np.ndarray | np.generic) else value
+    return found
+
+
 def _peers(facts: Mapping[str, Any], folder: str) -> Iterator[Contestant]:
     """Whom a person would use instead, for this task."""
     settings = {**facts, "folder": folder}
-    module = "warmstart.checkpoints.peer_transformers"
+    module, sentence = "warmstart.checkpoints.peer_transformers", "warmstart.checkpoints.peer_sentence_transformers"
+    installed = importlib.util.find_spec("sentence_transformers") is not None
     if facts["task"] == "text-classification":
         yield Contestant(PIPELINE, module, {**settings, "peer": "pipeline"}, choices=BATCH_SIZES)
         yield Contestant(TEXTBOOK, module, {**settings, "peer": "textbook"}, (TEXTBOOK_BATCH,))
+    if facts["task"] in ("token-classification", "fill-mask") or "entailment" in facts:
+        yield Contestant(PIPELINE, "warmstart.checkpoints.peer_pipelines", settings, choices=BATCH_SIZES)
+    if facts["task"] == "rerank" and installed:
+        yield Contestant(CROSS_ENCODER, sentence, settings, choices=BATCH_SIZES)
     if facts["task"] == "sentence-embedding":
-        if importlib.util.find_spec("sentence_transformers") is not None:
-            yield Contestant(
-                SENTENCE, "warmstart.checkpoints.peer_sentence_transformers", settings, choices=BATCH_SIZES
-            )
+        if installed:
+            yield Contestant(SENTENCE, sentence, settings, choices=BATCH_SIZES)
         if facts["pooling"] in ("mean", "cls"):  # what the loops on model cards do
             yield Contestant(TEXTBOOK, module, {**settings, "peer": "textbook"}, (TEXTBOOK_BATCH,))
