@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,3 +34,21 @@ def test_bench_refuses_what_it_cannot_measure(warmstart: Any, tiny: Callable[...
     assert warmstart("bench", "-m", tiny("bert"), "-i", "reviews.csv", "--rows", "0").code == 2
     missing = warmstart("bench", "-m", tiny("bert"), "-i", "nowhere.csv")
     assert missing.code == 3 and "nowhere.csv" in missing.err and missing.out == ""
+
+
+def test_bench_of_another_task_runs_its_pipeline_on_the_rows_own_candidates(
+    warmstart: Any, tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verb, "BATCH_SIZES", (4,))
+    texts = ("a warm film", "the plot is dull", "fun")
+    rows = [{"text": text, "labels": ["film", "story", "cast"], "label": "film"} for text in texts]
+    (tmp_path / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    model = tiny("bert", labels=("contradiction", "neutral", "entailment"))
+    done = warmstart(
+        "bench", "-m", model, "-i", "asked.jsonl", "--task", "zero-shot-classification", "--repeats", "1",
+        "--threads", "1", "--json",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    [line] = done.lines
+    assert line["failed"] == {} and set(line["ratios"]) == {"transformers.pipeline"}
+    assert [standing["agreement"] for standing in line["standings"]] == [None, 1]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import transformers
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, BertModel
+from transformers import AutoConfig, AutoModel, BertModel, PreTrainedConfig
 
 import warmstart as ws
 from support.models import tiny_tokenizer
@@ -38,7 +38,14 @@ def refused() -> dict[str, tuple[nn.Module, str]]:
         "code of its own": (Foreign(decoder.config.__class__(**_tiny_bert())), "Foreign"),
         "feed-forward in chunks": (make("bert", num_hidden_layers=1, chunk_size_feed_forward=4), "chunk"),
         "capped attention": (make("gemma3", attn_logit_softcapping=30.0), "softcapping"),
+        "Gemma 2, which caps attention": (AutoModel.from_config(_tiny_gemma2()), "softcapping"),
     }
+
+
+def _tiny_gemma2() -> PreTrainedConfig:
+    """With transformers' own defaults but for its size."""
+    size = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "head_dim": 8}
+    return AutoConfig.for_model("gemma2", vocab_size=60, num_attention_heads=4, num_key_value_heads=2, **size)
 
 
 def _tiny_bert() -> dict[str, int]:

@@ -9,10 +9,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from support.runs import reviews
 from warmstart.errors import WarmstartError
+from warmstart.rows import Row
+from warmstart.tasks import find_task
 from warmstart.verbs import bench as verb
 from warmstart.verbs.bench import bench, default_threads
 from warmstart.verbs.bench_process import Contestant, usable_cores
@@ -119,7 +122,7 @@ def test_standings_of_ours_and_a_peer_while_others_fail(
 def test_a_task_without_peers_is_measured_alone_and_that_is_told(
     tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (tmp_path / "stub_contestant.py").write_text(STUB.replace("text-classification", "fill-mask"), encoding="utf-8")
+    (tmp_path / "stub_contestant.py").write_text(STUB.replace("text-classification", "text-to-text"), encoding="utf-8")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setattr(verb, "OWN", "stub_contestant")
     with caplog.at_level(logging.WARNING, "warmstart"):
@@ -134,7 +137,12 @@ def test_a_task_without_peers_is_measured_alone_and_that_is_told(
         ({"task": "text-classification"}, ["transformers.pipeline", "textbook loop"]),
         ({"task": "sentence-embedding", "pooling": "mean"}, ["sentence-transformers", "textbook loop"]),
         ({"task": "sentence-embedding", "pooling": "last"}, ["sentence-transformers"]),
-        ({"task": "rerank"}, []),
+        ({"task": "token-classification"}, ["transformers.pipeline"]),
+        ({"task": "fill-mask"}, ["transformers.pipeline"]),
+        ({"task": "zero-shot-classification", "entailment": 0}, ["transformers.pipeline"]),
+        ({"task": "zero-shot-classification"}, []),  # by embeddings
+        ({"task": "rerank"}, ["CrossEncoder"]),
+        ({"task": "question-answering"}, []),
     ],
 )
 def test_the_peers_of_a_task(facts: dict[str, Any], names: list[str]) -> None:
@@ -145,14 +153,33 @@ def test_of_an_export_the_peers_run_the_checkpoint_it_was_made_from(
     tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     source = {"name": str(tiny("bert"))}
-    record = SimpleNamespace(task="text-classification", source=source)
+    record = SimpleNamespace(task="text-classification", source=source, format="onnx", precision="int8")
     monkeypatch.setattr(verb, "is_export", lambda folder: folder == tmp_path)
     monkeypatch.setattr(verb, "verify_export", lambda folder: SimpleNamespace(record=record))
     subject = verb._subject(tmp_path, None, "auto")
     assert (subject.task.name, subject.device, subject.source) == ("text-classification", "cpu", tiny("bert"))
+    assert subject.precision == "onnx int8"
     assert subject.own.settings["exported"] is True and subject.own.settings["model"] == str(tmp_path)
     source["name"] = str(tmp_path / "gone")
     with caplog.at_level(logging.WARNING, "warmstart"):
         assert verb._subject(tmp_path, None, "cpu").source is None
     assert "no peer runs" in caplog.text
     assert verb._subject(tiny("bert"), None, "cpu").own.settings["exported"] is False
+
+
+@pytest.mark.parametrize(
+    ("task", "row", "read"),
+    [
+        ("rerank", {"query": "q", "passages": ["a", "b"], "labels": [0, 1]}, {"query": "q", "passages": ["a", "b"]}),
+        ("rerank", {"query": "q", "passages": "a"}, {"query": "q", "passages": "a"}),
+        (
+            "zero-shot-classification",
+            {"text": "t", "labels": ["a", "b"], "label": "a"},
+            {"text": "t", "labels": ["a", "b"]},
+        ),
+        ("token-classification", {"tokens": np.array(["a", "b"]), "tags": [0, 0]}, {"tokens": ["a", "b"]}),
+        ("text-to-text", {"source": "s", "target": "t"}, {"source": "s"}),
+    ],
+)
+def test_contestants_get_what_predicting_reads(task: str, row: dict[str, Any], read: dict[str, Any]) -> None:
+    assert verb._texts([Row(row)], find_task(task), None) == [read]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from warmstart.cli import console
-from warmstart.cli.options import columns_option, device_option, task_option
+from warmstart.cli.options import columns_option, device_option, precision_option, task_option
 
 
 @click.command("bench")
@@ -18,6 +18,7 @@ from warmstart.cli.options import columns_option, device_option, task_option
 @task_option
 @columns_option
 @device_option
+@precision_option
 def command(
     model: str,
     input_path: str,
@@ -28,9 +29,10 @@ def command(
     task: str | None,
     columns: dict[str, str],
     device: str,
+    precision: str | None,
 ) -> None:
     """Measure a checkpoint on your rows against transformers.pipeline at its best batch size and the textbook loop;
-    embeddings against sentence-transformers, if it is installed.
+    embeddings and rerankers against sentence-transformers, if it is installed.
 
     \b
     warmstart bench -m starter -i reviews.jsonl
@@ -46,11 +48,13 @@ def command(
         repeats=repeats,
         threads=threads,
         device=device,
+        precision=precision,
         columns=columns,
         progress=line.update,
     )
     cores = "thread" if found.threads == 1 else "threads"
-    line.update(f"{found.rows:,} rows, {found.tokens:,} tokens, {found.threads} {cores}, {found.device}", last=True)
+    place = f"{found.threads} {cores}, {found.device}, {found.precision}"
+    line.update(f"{found.rows:,} rows, {found.tokens:,} tokens, {place}", last=True)
     if as_json:
         console.emit(found.as_dict())
     else:

@@ -8,7 +8,8 @@ from typing import Any
 import click
 
 from warmstart.cli import console
-from warmstart.cli.options import columns_option, device_option, option_option, task_option
+from warmstart.cli.loading import open_pipeline
+from warmstart.cli.options import columns_option, device_option, option_option, precision_option, task_option
 from warmstart.cli.train import show_metrics
 
 
@@ -21,6 +22,7 @@ from warmstart.cli.train import show_metrics
 @columns_option
 @option_option
 @device_option
+@precision_option
 def command(
     model: str,
     data: str,
@@ -30,6 +32,7 @@ def command(
     columns: dict[str, str],
     options: dict[str, Any],
     device: str,
+    precision: str | None,
 ) -> None:
     """Judge a checkpoint on labelled rows.
 
@@ -38,11 +41,11 @@ def command(
     """
     from warmstart.evaluation import make_folder
     from warmstart.verbs.evaluate import evaluate
-    from warmstart.verbs.load import load
 
     if output is not None:
         make_folder(output)
-    pipe = load(model, task=task, options=options, device=device)
+    # The rows that judge calibrate nothing.
+    pipe = open_pipeline(model, precision=precision, task=task, options=options, device=device)
     result = evaluate(pipe, data, columns=columns)
     if output is not None:
         result.write(output)

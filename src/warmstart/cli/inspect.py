@@ -10,21 +10,30 @@ import click
 
 from warmstart.cli import console
 from warmstart.display import escape_terminal
+from warmstart.errors import UsageError
 
 if TYPE_CHECKING:
     from warmstart.checkpoints import Exported, Verified
 
 
 @click.command("inspect")
-@click.argument("model")
+@click.argument("model", required=False)
+@click.option("-m", "--model", "named", help="The same, as other commands take it.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON line.")
-def command(model: str, as_json: bool) -> None:
+def command(model: str | None, named: str | None, as_json: bool) -> None:
     """Show what checkpoint MODEL is: task, labels, size, limits, and what was found odd.
 
     \b
     warmstart inspect starter-encoder
-    warmstart inspect runs/a --json
+    warmstart inspect -m runs/a --json
     """
+    if model is not None and named is not None:
+        raise UsageError(
+            "option-conflict", "MODEL and -m are both given", value=[model, named], fix="give one of the two"
+        )
+    model = model or named
+    if model is None:
+        raise click.MissingParameter(param_hint="MODEL", param_type="argument")
     from warmstart.checkpoints import find, is_export, verify, verify_export
 
     found = find(model)

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from warmstart.cli import console
+from warmstart.cli.loading import open_pipeline
 from warmstart.cli.options import columns_option, device_option, option_option, precision_option, task_option
 from warmstart.display import escape_terminal
 from warmstart.errors import UsageError
@@ -67,26 +68,18 @@ def command(
         input_path = "-"
     from warmstart import rows as warmstart_rows
     from warmstart.engine import MAX_TOKENS
-    from warmstart.verbs.load import load
 
     if output is not None and input_path is not None:
         warmstart_rows.check_output(output, [input_path])
-    if precision is None:
-        pipe = load(model, task=task, options=options, device=device)
-    else:
-        from warmstart.verbs.choose import load_for
-
-        pipe, choice = load_for(
-            model,
-            precision=precision,
-            data=None if input_path in (None, "-") else input_path,
-            columns=columns,
-            task=task,
-            options=options,
-            device=device,
-        )
-        if choice is not None:
-            console.say(f"{choice.chosen}: {choice.why}")
+    pipe = open_pipeline(
+        model,
+        precision=precision,
+        data=None if input_path in (None, "-") else input_path,
+        columns=columns,
+        task=task,
+        options=options,
+        device=device,
+    )
     stream = None
     names = tuple(field.name for field in pipe.task.fields if field.text and not field.target)
     if texts:

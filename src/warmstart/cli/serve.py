@@ -11,7 +11,8 @@ from typing import Any
 
 import click
 
-from warmstart.cli.options import device_option, option_option, task_option
+from warmstart.cli.loading import open_pipeline
+from warmstart.cli.options import device_option, option_option, precision_option, task_option
 from warmstart.errors import UsageError
 
 _NEEDS = ("starlette", "uvicorn", "orjson", "prometheus_client")
@@ -36,6 +37,7 @@ _NEEDS = ("starlette", "uvicorn", "orjson", "prometheus_client")
 @task_option
 @option_option
 @device_option
+@precision_option
 def command(
     models: tuple[str, ...],
     host: str,
@@ -46,12 +48,13 @@ def command(
     task: str | None,
     options: dict[str, Any],
     device: str,
+    precision: str | None,
 ) -> None:
     """Serve one checkpoint or several over HTTP: our own protocol, Hugging Face's, OpenAI's embeddings and
     text-embeddings-inference's, and a page to try them at /.
 
     \b
-    warmstart serve -m starter
+    warmstart serve -m starter --precision int8
     warmstart serve -m reviews=runs/a -m starter-encoder --api-key-file keys.txt
     """
     absent = [name for name in _NEEDS if name not in sys.modules and importlib.util.find_spec(name) is None]
@@ -64,7 +67,6 @@ def command(
         )
     from warmstart.serving.access import make_access, read_keys
     from warmstart.serving.server import serve, served_name
-    from warmstart.verbs.load import load
 
     keys = () if api_key_file is None else read_keys(api_key_file)
     make_access(host, allowed_hosts=allowed_hosts, keys=keys)  # what is wrong with it is said before anything is loaded
@@ -81,7 +83,8 @@ def command(
             )
         named[name] = checkpoint
     pipelines = {
-        name: load(checkpoint, task=task, options=options, device=device) for name, checkpoint in named.items()
+        name: open_pipeline(checkpoint, precision=precision, task=task, options=options, device=device)
+        for name, checkpoint in named.items()
     }
     with _access_log(access_log):
         serve(pipelines, host=host, port=port, api_keys=keys, allowed_hosts=allowed_hosts)

@@ -8,7 +8,8 @@ Three ways in, by architecture:
 
 - *stack*: the embeddings run on the padded batch, the encoder stack on the pack. Poolers and heads see padded states.
 - *whole*: the ids are packed, with their positions; for models whose layers the base model calls itself.
-- *by length*: attention of their own, which knows no pack: the stack runs in bands of rows of like length.
+- *by length* (DeBERTa, MPNet): attention of their own, which knows no pack: the stack runs in bands of rows of like
+  length, which leaves some padding.
 
 Sources: the attention interface of transformers, `integrations/sdpa_attention.py` and `masking_utils.py` there;
 padding-free batches for BERT go back to Zeng et al. 2022, "Boosting Distributed Training Performance of the Unpadded
@@ -116,17 +117,17 @@ def why_padded(model: nn.Module) -> str | None:
         return "it holds no transformers model"
     for base in bases:
         config = base.config
+        told = vars(config)  # not every config has each of these
+        if told.get("attn_logit_softcapping"):  # Gemma 2's, and few others'
+            return "it caps attention logits (attn_logit_softcapping), which attention over packs does not"
         if config.model_type not in (*STACKS, *WHOLE, *BY_LENGTH):
             return f"the architecture {config.model_type!r} is not among {', '.join(supported())}"
-        told = vars(config)  # not every config has each of these
         if config.model_type in STACKS and (told.get("is_decoder") or told.get("add_cross_attention")):
             return f"it is a decoder of the encoder architecture {config.model_type!r}"
         if not _is_stock(base):
             return f"the code of {type(base).__name__} is not transformers' own"
         if told.get("chunk_size_feed_forward"):
             return "its feed-forward layers run in chunks (chunk_size_feed_forward), which need padded lengths"
-        if told.get("attn_logit_softcapping"):
-            return "it caps attention logits (attn_logit_softcapping)"
     return None
 
 

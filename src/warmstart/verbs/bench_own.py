@@ -12,10 +12,25 @@ from warmstart.features import Array, Batch
 from warmstart.pipeline import Pipeline
 from warmstart.rows import texts
 from warmstart.tasks import as_dict
+from warmstart.tasks.fill_mask import FillMask
+from warmstart.tasks.rerank import Rerank
 from warmstart.tasks.sentence_embedding import Embedding
 from warmstart.tasks.text_classification import TextClassification
+from warmstart.tasks.token_classification import TokenClassification
+from warmstart.tasks.zero_shot_classification import ZeroShotClassification
+from warmstart.tasks.zero_shot_embedding import ZeroShotByEmbedding
 from warmstart.verbs.bench_worker import Fields
 from warmstart.verbs.load import load
+
+# What of a task its peers have to know, to do the same.
+_TOLD: Mapping[type[Any], tuple[str, ...]] = {
+    TextClassification: ("problem", "threshold"),
+    Embedding: ("pooling", "normalize", "prompt"),
+    TokenClassification: ("aggregation", "long_text", "stride"),
+    FillMask: ("top_k",),
+    ZeroShotClassification: ("labels", "entailment", "hypothesis_template", "multi_label", "long_text"),
+    Rerank: ("activation", "long_text"),
+}
 
 
 @dataclass(frozen=True)
@@ -30,11 +45,9 @@ class Own:
     def facts(self) -> Mapping[str, Any]:
         task = self.pipe.task
         facts: dict[str, Any] = {"task": task.name, "device": self.pipe.device, "limit": task.tokenizer.limit}
-        if isinstance(task, TextClassification):
-            facts |= {"problem": task.problem, "threshold": task.threshold}
-        if isinstance(task, Embedding):
-            facts |= {"pooling": task.pooling, "normalize": task.normalize, "prompt": task.prompt}
-        return facts
+        told = next((names for kind, names in _TOLD.items() if isinstance(task, kind)), ())
+        fields = vars(task)
+        return facts | {name: fields[name] for name in told}
 
     @property
     def model(self) -> Any:
@@ -92,9 +105,24 @@ def plain(rows: Sequence[Fields]) -> list[Any]:
 
 
 def answer_of(pipe: Pipeline) -> Callable[[Any], Any]:
-    """What is compared of a prediction: the label or labels, the number, the vector; else all of it."""
+    """What is compared of a prediction: the label or labels, the number, the vector, the entities, each mask's best
+    token, the order of passages (of a single one, its score); else all of it."""
     if isinstance(pipe.task, TextClassification):
         return (lambda found: found.score) if pipe.task.problem == "regression" else (lambda found: found.label)
     if isinstance(pipe.task, Embedding):
         return lambda found: found.embedding
+    if isinstance(pipe.task, TokenClassification):
+        return lambda found: [f"{each['entity_group']} {each['start']} {each['end']}" for each in found.entities]
+    if isinstance(pipe.task, FillMask):
+        return lambda found: [str(candidates[0]["token"]) for candidates in found.masks]
+    if isinstance(pipe.task, ZeroShotClassification | ZeroShotByEmbedding):
+        return lambda found: found.labels[0]
+    if isinstance(pipe.task, Rerank):
+        return lambda found: _order(found.results)
     return as_dict
+
+
+def _order(results: Sequence[Mapping[str, Any]]) -> Any:
+    if len(results) == 1:
+        return results[0]["score"]
+    return [str(each["index"]) for each in results]

@@ -60,6 +60,7 @@ class Bench:
     trials: tuple[Trial, ...] = field(repr=False)
     searched: Mapping[str, Mapping[int, Sequence[float]]] = field(repr=False, default_factory=dict)
     failed: Mapping[str, str] = field(default_factory=dict)
+    precision: str = "torch fp32"  # what we ran in
     undisturbed: float | None = None  # the share of the time in which they had their core, where it can be known
 
     def as_dict(self) -> dict[str, Any]:
@@ -71,6 +72,7 @@ class Bench:
             "tokens": self.tokens,
             "threads": self.threads,
             "device": self.device,
+            "precision": self.precision,
             "undisturbed": self.undisturbed,
             "ratios": {each.name: each.ratio.value for each in self.standings if each.ratio is not None},
             "standings": [standing.as_dict() for standing in self.standings],
