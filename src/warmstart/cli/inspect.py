@@ -91,6 +91,7 @@ def _choices(folder: Path) -> list[dict[str, Any]]:
             "task": choice.task,
             "device": choice.device,
             "threads": choice.machine["threads"],
+            "judged_on": f"{choice.rows['rows']} {'rows given' if choice.own_rows else 'movie reviews'}",
             "tried": {trial.name: trial.refused or f"{trial.rows_per_second:.0f} rows/s" for trial in choice.trials},
         }
         for choice in choices_for(folder)
