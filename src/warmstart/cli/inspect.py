@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,15 +64,30 @@ def _weights(verified: Verified) -> dict[str, Any]:
         "dtypes": sorted({tensor.dtype for tensor in verified.tensors.values()}),
         "bytes": sum(path.stat().st_size for path in verified.weights),
         "max_positions": verified.max_positions,
+        **_kept_parity(verified.folder),
         "findings": list(verified.findings),
     }
+
+
+def _kept_parity(folder: Path) -> dict[str, Any]:
+    """How weights that `warmstart export` wrote compare with their source."""
+    from warmstart.checkpoints.exported import PARITY
+    from warmstart.checkpoints.files import find_file, read_json
+
+    path = find_file(folder, PARITY)
+    return {} if path is None else {"parity": _counted(read_json(path))}
+
+
+def _counted(parity: Mapping[str, Any]) -> dict[str, Any]:
+    """A parity report with the number of its flips in their place."""
+    flips = parity.get("flips")
+    kept = {name: value for name, value in parity.items() if name != "flips"}
+    return {**kept, "flipped": len(flips) if isinstance(flips, list) else flips}
 
 
 def _exported(exported: Exported) -> dict[str, Any]:
     """The record of an export, its parity report in the place of tensors."""
     record = exported.record
-    parity = dict(record.parity)
-    flips = parity.pop("flips", None)
     return {
         "model_type": exported.config["model_type"],
         "task": record.task,
@@ -83,7 +99,7 @@ def _exported(exported: Exported) -> dict[str, Any]:
         "max_positions": record.tokenizer.limit,
         "options": record.options,
         "calibration": record.calibration,
-        "parity": {**parity, "flipped": len(flips) if isinstance(flips, list) else flips},
+        "parity": _counted(record.parity),
         "versions": record.versions,
         "findings": list(exported.findings),
     }
@@ -100,6 +116,7 @@ def _choices(folder: Path) -> list[dict[str, Any]]:
             "task": choice.task,
             "device": choice.device,
             "threads": choice.machine["threads"],
+            "judged_on": f"{choice.rows['rows']} {'rows given' if choice.own_rows else 'movie reviews'}",
             "tried": {trial.name: trial.refused or f"{trial.rows_per_second:.0f} rows/s" for trial in choice.trials},
         }
         for choice in choices_for(folder)

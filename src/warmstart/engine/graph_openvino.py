@@ -63,6 +63,8 @@ class Quantizer:
     batches: Sequence[Mapping[str, Array]]
     outliers: tuple[str, ...]  # the small products of `openvino_outliers`
     products: tuple[str, ...]
+    ranges: str = "of the rows (static)"
+    rows_decide: str = "ranges, outliers, and the order in which products stay in float"
 
     @classmethod
     def of(cls, graph: OpenVinoGraph, batches: Sequence[Mapping[str, Array]]) -> Quantizer:

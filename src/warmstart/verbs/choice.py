@@ -55,6 +55,7 @@ class Choice:
 
     chosen: str
     why: str
+    export: str | None  # folder of the chosen graph, in the cache; None where torch runs
     trials: tuple[Trial, ...]
     checkpoint: str  # digest of the folder
     task: str
@@ -63,6 +64,7 @@ class Choice:
     machine: Mapping[str, Any]
     versions: Mapping[str, Any]
     rows: Mapping[str, Any]  # count and digests of the rows that were looked at
+    own_rows: bool  # whether they were given; if not, they are movie reviews
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for the cache and `--json`."""

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from warmstart.checkpoints import cache_folder, find, is_export, verify_export
-from warmstart.errors import UsageError, WarmstartError, did_you_mean
+from warmstart.errors import DataError, UsageError, WarmstartError, did_you_mean
 from warmstart.pipeline import Pipeline
 from warmstart.provenance import folder_digest, json_digest, rows_digest
-from warmstart.rows import Row, read
+from warmstart.rows import Field, Row, read
+from warmstart.tasks import find_task
 from warmstart.verbs.choice import (
     REFERENCE,
     Candidate,
@@ -28,9 +29,9 @@ from warmstart.verbs.choice import (
     write_choice,
 )
 from warmstart.verbs.export import default_tolerance, export
-from warmstart.verbs.export_rows import ExportRows
+from warmstart.verbs.export_rows import ExportRows, reviews_fit
 from warmstart.verbs.load import load, options_of
-from warmstart.verbs.parity import Gate, Tolerance
+from warmstart.verbs.parity import FP32, Gate
 
 log = logging.getLogger("warmstart")
 
@@ -38,6 +39,7 @@ PRECISIONS = ("fp32", "bf16", "int8", "auto")
 _RUNTIMES = {"openvino": "openvino", "onnx": "onnxruntime"}  # format → package, the quicker one first
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 _ROWS = 1536  # of a person's rows, as many are looked at
+_FEWEST = FP32.rows  # fewer judge nothing
 _TIMED_ROWS = 256
 
 
@@ -57,13 +59,16 @@ def load_for(
     forms of the checkpoint on this machine, once: each is compared with torch in fp32 and timed beside it, alternating,
     on rows of `data` (by default the reviews that `ws.export` judges by), and the fastest that passes the parity gate
     is chosen. On a GPU only torch is tried. The choice is remembered for this checkpoint, task, options, machine and
-    versions; `warmstart inspect` shows it. It is None where nothing was to be chosen.
+    versions; `warmstart inspect` shows it. It is None where nothing was to be chosen. Fewer than 256 rows judge
+    nothing: it is then as if none were given, int8 of anything but a starter is not tried, and the choice says so and
+    is made again when there are enough.
 
         pipe, choice = ws.load_for("starter", precision="auto")
         choice.chosen, choice.why
 
-    Raises UsageError "precision-unknown", "export-is-fixed" for a folder that is an export of another precision, and
-    what `ws.load` and `ws.export` raise.
+    Raises UsageError "precision-unknown", "export-is-fixed" for a folder that is an export of another precision,
+    DataError "parity-rows-too-few" where the reviews say nothing about the task, and what `ws.load` and `ws.export`
+    raise.
     """
     if precision not in PRECISIONS:
         raise UsageError(
@@ -81,14 +86,20 @@ def load_for(
         return source.load(precision), None
     digest = folder_digest(folder)
     if precision == "int8":
-        place = _export(
-            source.load(device="cpu"), digest, Candidate("openvino", "int8"), data, columns, Tolerance().rows
-        )
+        pipe = source.load(device="cpu")
+        given = _given(pipe.task.fields, data, columns)
+        place = _export(pipe, digest, Candidate("openvino", "int8"), given)
+        if _too_few(given):
+            log.warning("fewer than %d rows judge nothing: movie reviews calibrated and judged int8", _FEWEST)
         return load(place), None
     record = place_of(digest, task=task, options=options or {}, device=device)
-    choice = read_choice(record)
+    choice, given = read_choice(record), None
+    if choice is not None and data is not None and not choice.own_rows:
+        given = data = _given(find_task(choice.task).fields, data, columns)
+        if not _too_few(given):
+            choice = None  # it was made without rows like these
     if choice is None:
-        choice = _choose(source, digest, data, columns)
+        choice = _choose(source, digest, data, None if given is not None else columns)
         write_choice(record, choice)
         log.info("%s: %s", choice.chosen, choice.why)
     return _open(source, choice), choice
@@ -121,26 +132,48 @@ def _check_export(folder: Path, precision: str) -> None:
         )
 
 
+def _given(fields: tuple[Field, ...], data: Any, columns: Mapping[str, str] | None) -> list[Row] | None:
+    """The first rows of a person's. They are read once: of a stream there is no second time."""
+    return None if data is None else list(islice(read(data, fields=fields, columns=columns), _ROWS))
+
+
+def _too_few(given: Sequence[Row] | None) -> bool:
+    return given is not None and 0 < len(given) < _FEWEST  # of none at all, `ExportRows.choose` says so
+
+
+def _judging(pipe: Pipeline, precision: str, given: list[Row] | None) -> list[Row] | None:
+    """The rows to judge by: those given; None, which are the reviews, in the place of too few."""
+    if given is None or not _too_few(given):
+        return given
+    if not reviews_fit(pipe, precision):
+        raise DataError(
+            "parity-rows-too-few",
+            f"{precision} is judged on {_FEWEST} rows at least, and there are {len(given)}",
+            value=len(given),
+            fix="give more rows; precision fp32 and bf16 run in torch and ask for none",
+        )
+    return None
+
+
 def _choose(source: _Source, digest: str, data: Any, columns: Mapping[str, str] | None) -> Choice:
     """Try every form of the checkpoint against torch in fp32."""
     reference = source.load()
-    # Rows are read once: of a stream there is no second time.
-    given = data and list(islice(read(data, fields=reference.task.fields, columns=columns), _ROWS))
-    fewest = min(Tolerance().rows, len(given)) if given else Tolerance().rows
-    rows = ExportRows.choose(reference, given, None, "fp32", Tolerance(rows=fewest)).gate
+    given = _given(reference.task.fields, data, columns)
+    judging = _judging(reference, "fp32", given)
+    rows = ExportRows.choose(reference, judging, None, "fp32", FP32).gate
     ready, trials = {REFERENCE.name: reference}, [Trial(REFERENCE.name, None, None, 1.0, None)]
+    place: dict[str, Path] = {}
     for candidate in _candidates(reference.device):
         log.info("trying %s", candidate.name)
         try:
             if candidate.format == "torch":
                 pipe = source.load(candidate.precision)
-                tolerance = dataclasses.replace(default_tolerance("int8"), rows=fewest)  # both round
-                parity = Gate.of(reference, rows, tolerance).measure(pipe)
+                parity = Gate.of(reference, rows, default_tolerance("int8")).measure(pipe)  # both round
                 agreement, refused = parity.agreement, "; ".join(parity.failures) or None
             else:
-                place = _export(reference, digest, candidate, given, None, fewest)
-                agreement, refused = verify_export(place).record.parity["agreement"], None
-                pipe = load(place)
+                place[candidate.name] = _export(reference, digest, candidate, given)
+                agreement, refused = verify_export(place[candidate.name]).record.parity["agreement"], None
+                pipe = load(place[candidate.name])
         except WarmstartError as error:
             trials.append(Trial(candidate.name, None, None, None, error.what.splitlines()[0]))
             continue
@@ -150,9 +183,12 @@ def _choose(source: _Source, digest: str, data: Any, columns: Mapping[str, str] 
     timed = race({name: _predicting(pipe, rows[:_TIMED_ROWS]) for name, pipe in ready.items()})
     trials = [_timed(trial, timed.get(trial.name), len(rows[:_TIMED_ROWS])) for trial in trials]
     chosen, why = decide([trial for trial in trials if trial.refused is None])
+    if _too_few(given):
+        why += f"; judged by movie reviews, because the rows given are fewer than {_FEWEST}"
     return Choice(
         chosen=chosen,
         why=why,
+        export=place[chosen].name if chosen in place else None,
         trials=tuple(trials),
         checkpoint=digest,
         task=reference.task.name,
@@ -161,6 +197,7 @@ def _choose(source: _Source, digest: str, data: Any, columns: Mapping[str, str] 
         machine=machine(),
         versions=versions(),
         rows=rows_digest(rows),
+        own_rows=judging is not None,
     )
 
 
@@ -183,51 +220,45 @@ def _predicting(pipe: Pipeline, rows: Sequence[Row]) -> Callable[[], object]:
     return lambda: list(pipe.predict_rows(rows))
 
 
-def _export(
-    source: Pipeline,
-    digest: str,
-    candidate: Candidate,
-    data: Any,
-    columns: Mapping[str, str] | None,
-    fewest: int,
-) -> Path:
+def _export(source: Pipeline, digest: str, candidate: Candidate, given: list[Row] | None) -> Path:
     """The folder of an export in the cache, made if it is not there. Raises where there can be none."""
     if source.device != "cpu":
         raise UsageError(
             "runtime-for-cpu", "an exported graph runs on the CPU", fix='use device="cpu" to have it tried'
         )
-    place = _place_of_export(digest, source.task.name, options_of(source.task), candidate.name)
+    data, tolerance = _judging(source, candidate.precision, given), default_tolerance(candidate.precision)
+    # A folder is found again only by who asks for the same rows and no other gate.
+    key = json_digest(
+        [
+            digest,
+            source.task.name,
+            options_of(source.task),
+            candidate.name,
+            versions(),
+            None if data is None else rows_digest(data),
+            dataclasses.asdict(tolerance),
+        ]
+    )
+    place = _exports() / key[:32]
     if place.is_dir():
         return place
-    tolerance = dataclasses.replace(default_tolerance(candidate.precision), rows=fewest)
     try:
-        export(
-            source,
-            place,
-            format=candidate.format,
-            precision=candidate.precision,
-            data=data,
-            columns=columns,
-            tolerance=tolerance,
-        )
+        export(source, place, format=candidate.format, precision=candidate.precision, data=data, tolerance=tolerance)
     except UsageError as error:
         if error.code != "target-exists":  # another process made it meanwhile
             raise
     return place
 
 
-def _place_of_export(digest: str, task: str, options: Mapping[str, Any], candidate: str) -> Path:
-    key = json_digest([digest, task, dict(options), candidate, versions()])
-    return cache_folder() / "exports" / key[:32]
+def _exports() -> Path:
+    return cache_folder() / "exports"
 
 
 def _open(source: _Source, choice: Choice) -> Pipeline:
     """The chosen pipeline; nothing of torch is built where an export was chosen."""
-    form, precision = choice.chosen.split()
-    if form == "torch":
-        return source.load(precision)
-    place = _place_of_export(choice.checkpoint, choice.task, choice.options, choice.chosen)
-    if place.is_dir():
-        return load(place)
+    if choice.export is None:
+        return source.load(choice.chosen.split()[1])
+    if (_exports() / choice.export).is_dir():
+        return load(_exports() / choice.export)
     log.warning("%s was chosen, and is no longer in the cache: running %s", choice.chosen, REFERENCE.name)
     return source.load()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from warmstart.checkpoints import check_free, commit_folder, save_model
-from warmstart.checkpoints.exported import GRAPH_FILES, PRECISIONS
+from warmstart.checkpoints.exported import GRAPH_FILES, PARITY, PRECISIONS
 from warmstart.engine import graph_writer
 from warmstart.errors import UsageError, did_you_mean
 from warmstart.pipeline import Pipeline
@@ -40,14 +41,16 @@ def export(
     `model`: a pipeline, or a name that `ws.load` takes (`task` and `options` are for the latter). `format`: "openvino"
     or "onnx" is a graph that predicts on a CPU and imports neither torch nor transformers; "safetensors" is a standard
     Hugging Face folder. `precision` "int8" quantizes the matrix products of a graph. `data`: rows of any kind that
-    `ws.evaluate` takes, labelled or not; some calibrate int8, the others judge. Without it, the movie reviews that the
-    starter was made with are used: to judge fp32 of any task that reads one text, and for int8 of a starter.
+    `ws.evaluate` takes, labelled or not; some calibrate int8 (an ONNX graph takes the ranges of each batch: there they
+    only say which products stay in float first), the others judge. Without it, the movie reviews that the starter was
+    made with are used: to judge fp32 of any task that reads one text, and for int8 of a starter.
 
         result = ws.export(pipe, "exported", format="openvino")
         result.parity.agreement; ws.load("exported")("a text")
 
     The export is compared with its source (see `Parity`) and kept only within `tolerance`: by default fp32 decides all
-    rows the same and no output differs by more than 1e-4, and int8 decides 99 % the same. An int8 graph that fails is
+    rows the same and no output differs by more than 1e-4, and int8 decides 99 % the same. The report is kept in the
+    folder: in `export.json` of a graph, in `parity.json` beside weights. An int8 graph that fails is
     tried again with more of its products in float32, those first whose inputs eight bits hurt most.
 
     Raises UsageError `format-unknown`, `precision-unknown`, `precision-unsupported`, `extra-missing`, `target-exists`,
@@ -90,6 +93,9 @@ def _export_weights(pipe: Pipeline, network: Any, target: Path, gate: Gate) -> E
         for path in sorted((folder / "model").iterdir()):
             path.rename(folder / path.name)
         (folder / "model").rmdir()
+        (folder / PARITY).write_text(
+            json.dumps(parity.as_dict(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
         size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
         made.append(Export(target, "safetensors", "fp32", parity, size))
 

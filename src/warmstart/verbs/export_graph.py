@@ -98,6 +98,8 @@ class GraphExport:
             log.info("int8, with %d of %d matrix products in float32", len(in_float), len(hardest))
             quantized = quantizer.quantize(in_float)
             calibration = {
+                "ranges": quantizer.ranges,
+                "rows_decide": quantizer.rows_decide,
                 **rows_digest(self.rows.calibration),
                 "shared_with_gate": self.rows.shared,
                 "products": len(hardest),

@@ -67,15 +67,20 @@ def _as_read(pipe: Pipeline, row: Row) -> Row:
     return Row({name: row["text"]}, row.where)
 
 
-def _check_default(pipe: Pipeline, precision: str) -> None:
+def reviews_fit(pipe: Pipeline, precision: str) -> bool:
     """Movie reviews say nothing about a task that reads more than a text, nor about texts they are unlike."""
-    fits = precision == "fp32" or pipe.name in STARTERS
-    if fits:
-        try:
-            list(pipe.task.encode([_as_read(pipe, Row({"text": "a warm and funny film"}))]))
-            return
-        except DataError:
-            pass  # it needs more than a text, or a text of its own kind
+    if precision == "int8" and pipe.name not in STARTERS:
+        return False
+    try:
+        list(pipe.task.encode([_as_read(pipe, Row({"text": "a warm and funny film"}))]))
+    except DataError:  # it needs more than a text, or a text of its own kind
+        return False
+    return True
+
+
+def _check_default(pipe: Pipeline, precision: str) -> None:
+    if reviews_fit(pipe, precision):
+        return
     why = "int8 is calibrated" if precision == "int8" else f"an export for {pipe.task.name} is judged"
     raise UsageError(
         "export-rows-needed",
