@@ -37,7 +37,7 @@ def open_pipeline(
         if error.code != "export-rows-needed":
             raise
         raise UsageError(
-            error.code,
+            "export-rows-needed",
             error.what,
             value=error.value,
             fix=f"make the graph once, of rows like yours: warmstart export -m {model} -o FOLDER --precision int8 "
