@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from support.damage import copy_of
+from support.exports import tiny_export
 from support.models import tiny_checkpoint
 from warmstart.checkpoints import verify_export
 from warmstart.cli.main import root
@@ -18,6 +20,7 @@ from warmstart.rows import Row
 from warmstart.verbs import choose, export_rows
 from warmstart.verbs.choice import Candidate, Trial, choices_for, decide, place_of, race, read_choice
 from warmstart.verbs.choose import load_for
+from warmstart.verbs.parity import Tolerance
 
 ROWS = [
     {"text": f"the {word} film is {other} {i}"}
@@ -146,22 +149,26 @@ def test_few_rows_of_a_task_that_reviews_say_nothing_about(checkpoint: Path, tmp
 
 
 def test_an_export_is_found_by_the_rows_and_the_gate_that_judged_it(
-    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    checkpoint: Path, tiny_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("openvino")
-    exports = tmp_path / "cache" / "exports"
-    allowed = dataclasses.replace(choose.default_tolerance("int8"), agreement=0.5)
+    ready, allowed = tiny_export(tiny_root), choose.default_tolerance("int8")
+    made: list[tuple[int, Tolerance]] = []
+
+    def export(source: Any, output: Path, *, data: list[Row], tolerance: Tolerance, **_: str) -> None:
+        made.append((len(data), tolerance))
+        copy_of(ready, output)
+
+    monkeypatch.setattr(choose, "export", export)
     monkeypatch.setattr(choose, "default_tolerance", lambda precision: allowed)
-    for data in (ROWS, iter(ROWS)):
+    for data in (ROWS, iter(ROWS), ROWS):
         load_for(checkpoint, precision="int8", data=data)
-        [folder] = exports.iterdir()
-    made = folder.stat().st_mtime_ns
-    load_for(checkpoint, precision="int8", data=ROWS[1:])  # other rows
-    assert len(list(exports.iterdir())) == 2 and folder.stat().st_mtime_ns == made
-    allowed = dataclasses.replace(allowed, agreement=0.49)  # another gate
+    assert made == [(len(ROWS), allowed)]
+    load_for(checkpoint, precision="int8", data=ROWS[1:])
+    assert made[1:] == [(len(ROWS) - 1, allowed)]
+    allowed = dataclasses.replace(allowed, agreement=0.98)
     load_for(checkpoint, precision="int8", data=ROWS)
-    assert len(list(exports.iterdir())) == 3
-    assert all(verify_export(path).record.parity["rows"] >= 256 for path in exports.iterdir())
+    assert made[2:] == [(len(ROWS), allowed)]
 
 
 def test_a_damaged_record_is_measured_again(checkpoint: Path, tmp_path: Path) -> None:

@@ -291,15 +291,23 @@ def test_the_starter_in_fp32_on_real_reviews(tmp_path: Path) -> None:
 
 @pytest.mark.real_data
 @pytest.mark.skipif(not REVIEWS.is_dir(), reason="needs ../shared/data/reviews")
-@pytest.mark.parametrize("format", ["openvino", "onnx"])
-def test_the_starter_in_int8_passes_the_default_gate_on_real_reviews(tmp_path: Path, format: str) -> None:
-    # The fewest rows of which some calibrate and 256 others judge.
-    lines = (REVIEWS / "validation.jsonl").read_text(encoding="utf-8").splitlines()[:342]
-    result = ws.export("starter", tmp_path / "out", format=format, precision="int8", data=[*map(json.loads, lines)])
+@pytest.mark.parametrize(
+    ("format", "given", "calibrating", "judging"),
+    [
+        ("openvino", None, 300, 1024),  # what is taken without rows of one's own
+        ("onnx", 342, 85, 257),  # the fewest of which some are put apart and 256 others judge
+    ],
+)
+def test_the_starter_in_int8_passes_the_default_gate_on_real_reviews(
+    tmp_path: Path, format: str, given: int | None, calibrating: int, judging: int
+) -> None:
+    lines = (REVIEWS / "validation.jsonl").read_text(encoding="utf-8").splitlines()
+    data = given and [json.loads(line) for line in lines[:given]]
+    result = ws.export("starter", tmp_path / "out", format=format, precision="int8", data=data)
     record = verify_export(tmp_path / "out").record
     assert record.calibration is not None
-    assert (record.calibration["rows"], record.calibration["shared_with_gate"]) == (85, False)
-    assert record.parity["passed"] and record.parity["rows"] == 257 and record.parity["rows_alone"] == 256
+    assert (record.calibration["rows"], record.calibration["shared_with_gate"]) == (calibrating, False)
+    assert record.parity["passed"] and (record.parity["rows"], record.parity["rows_alone"]) == (judging, 256)
     assert record.parity["agreement"] >= 0.99 and record.parity["tolerance"]["agreement"] == 0.99
     assert (result.parity.agreement, result.precision) == (record.parity["agreement"], "int8")
-    assert len(result.in_float) < record.calibration["products"] / 2
+    assert len(result.in_float) < record.calibration["products"] / 4
