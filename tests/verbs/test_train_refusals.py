@@ -221,7 +221,7 @@ def test_r77_a_batch_larger_than_the_data_and_a_crumb_of_an_epoch_train(
     assert ws.train(tiny("bert"), reviews(8), output=tmp_path / "r", config=config).steps == 1
 
 
-# --- R77: what is allowed, and most likely a slip, is said before the first step -----------------------------------------
+# --- R77: what is allowed, and most likely a slip, is said before the first step -------------------------------------
 
 
 def _said_by_then(
@@ -268,4 +268,4 @@ def test_r77_a_batch_larger_than_the_data_is_warned_about_before_the_first_step(
 
     assert said(8) == [] and said(24) == []
     [warning] = said(25)
-    assert warning.startswith("batch_size 25 is more than the 24 rows there are to learn from")
+    assert warning.startswith("batch_size 25 is more than the 24 rows to learn from")

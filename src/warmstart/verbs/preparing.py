@@ -143,7 +143,7 @@ def _warn_of_batch_size(config: TrainConfig, batches: Batches[Batch]) -> None:
     rows = len(batches.features)
     if config.batch_size > rows:
         log.warning(
-            "batch_size %d is more than the %d rows there are to learn from; a smaller one makes more steps of an epoch",
+            "batch_size %d is more than the %d rows to learn from; a smaller one makes more steps of an epoch",
             config.batch_size,
             rows,
         )
