@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 help:
 	@echo "make demo      fine-tune, evaluate, save, reload and predict on real reviews"
 	@echo "make test      the whole test suite"
-	@echo "make nightly   120 random kills of training runs, each resumed to the same bits (some ten minutes)"
+	@echo "make nightly   240 random kills of training runs, each resumed to the same bits"
 	@echo "make fuzz      thousands of right, wrong and broken requests to a server (some five minutes)"
 	@echo "make soak      20,000 requests to a server, and 20 times SIGTERM under load (some five minutes)"
 	@echo "make check     lint, format, types, import rules"
@@ -35,7 +35,8 @@ test: $(READY)
 	$(BIN)/python -m pytest $(addprefix --ignore=,$(HALF))
 	$(BIN)/python -m pytest $(HALF)
 
-# Each of the six cases of the pairwise cover is killed 20 times at a random moment, and the example's loop 10 times.
+# Each of the eight cases of the pairwise cover and of the four recipes is killed 20 times at a random moment, and the
+# example's loop 10 times, after a random step. (`make test` kills each of the eight cases once at a random moment.)
 nightly: $(READY)
 	WARMSTART_KILLS=20 $(BIN)/python -m pytest -o timeout=1800 tests/verbs/test_kills.py tests/faults/test_k_snapshots.py tests/docs/test_own_loop.py
 

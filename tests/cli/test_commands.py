@@ -139,6 +139,15 @@ def test_inspect_tells_what_a_checkpoint_is(warmstart: Any, tiny: Callable[..., 
     assert shown.code == 0 and "model_type     bert" in shown.out
 
 
+def test_inspect_says_why_layers_are_not_written_out(warmstart: Any, tiny: Callable[..., Path], tmp_path: Path) -> None:
+    folder = copy_of(tiny("bert"), tmp_path / "relu")
+    edit_json(folder / "config.json", {"hidden_act": "relu"})
+    said = "no padding; the layers' own code: the activation is relu, no exact GELU"
+    assert said in warmstart("inspect", folder).out
+    [facts] = warmstart("inspect", folder, "--json").lines
+    assert facts["batches"] == said
+
+
 def test_c23_inspect_escapes_hostile_names(warmstart: Any, tiny: Callable[..., Path], tmp_path: Path) -> None:
     folder = copy_of(tiny("bert", labels=("\x1b[2Jbad", "good\u202e")), tmp_path / "c")
     edit_json(folder / "config.json", {"auto_map": {"AutoModel": "\x1b[31mevil.py"}})

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.modules.module import register_module_forward_hook
 from torch.utils.checkpoint import checkpoint
-from transformers import PreTrainedModel
+from transformers import BertConfig, BertModel, PreTrainedModel
 
 from support.unpadding import batch, gradients, kept, main_output, make, pair, relative_error, worst
 from warmstart.engine import layer_training, packed_layer, products
-from warmstart.engine.architectures import STACKS, WRITTEN_OUT, way_of
+from warmstart.engine.architectures import STACKS, WRITTEN_OUT, way_of, why_own_layers
 from warmstart.engine.layer_inference import infer
 from warmstart.engine.layer_weights import read
 from warmstart.engine.packed_layer import PackedLayer, why_stock
@@ -412,6 +412,27 @@ def test_rows_without_tokens_and_without_padding(calls: list[bool]) -> None:
     padded, unpadded = (model.train() for model in pair("bert"))
     one, other = (kept(main_output(model(**empty)), empty["attention_mask"]) for model in (padded, unpadded))
     torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "own"),
+    [
+        ({}, False),
+        ({"hidden_act": "gelu_python"}, False),
+        ({"hidden_act": "relu"}, True),
+        ({"hidden_act": "gelu_new"}, True),
+        ({"hidden_dropout_prob": 1.0}, True),
+        ({"attention_probs_dropout_prob": 1.0}, True),
+        ({"is_decoder": True, "add_cross_attention": True}, True),
+    ],
+)
+def test_what_inspect_says_of_a_config_is_what_its_layers_do(settings: dict[str, Any], own: bool) -> None:
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    model: Any = BertModel(BertConfig(vocab_size=16, **sizes, **settings))
+    first = model.encoder.layer[0]
+    assert (why_stock(first, torch.zeros(1, 1, 32)) is not None) is own
+    assert (why_own_layers(model.config.to_dict()) is not None) is own
+    assert ("written out" in way_of("bert", model.config.to_dict())) is not own
 
 
 def test_what_inspect_says() -> None:

@@ -1,7 +1,8 @@
 """K83, K85: runs that are killed (SIGKILL) and resumed have the weights of a run in peace, to the last bit.
 
-Each case of a pairwise cover is killed once inside a phase, which the process's own record of phases proves, and
-WARMSTART_KILLS times at a random moment: not at all in `make test`, 20 times in `make nightly`.
+Each of the eight cases of a pairwise cover is killed once inside a phase, which the process's own record of phases
+proves, and WARMSTART_KILLS times at a random moment of its life: once in `make test`, 20 times in `make nightly`, where
+so is each of the four recipes.
 """
 
 from __future__ import annotations
@@ -18,11 +19,14 @@ from pathlib import Path
 import pytest
 
 from support.kills import COVER, RECIPES, SAVE_EVERY, Case
+from warmstart.training.attempts import NAME as ATTEMPTS
+from warmstart.training.attempts import Attempts
 from warmstart.verbs.attempts import Attempter, KillIn
 from warmstart.verbs.verify_resume import Kill, kill_and_resume
 from warmstart.verbs.weights import weights_digest
 
-RANDOM_KILLS = int(os.environ.get("WARMSTART_KILLS", "0"))
+RANDOM_KILLS = int(os.environ.get("WARMSTART_KILLS", "1"))  # of a case
+NIGHTLY = "WARMSTART_KILLS" in os.environ
 # Where the one kill of each case lands: begun for the n-th time, so many seconds ago.
 PHASES = (
     KillIn("save", 2, 0.008),
@@ -61,6 +65,7 @@ def test_k83_k85_a_killed_run_ends_with_the_weights_of_a_run_in_peace(
         kill = kill_and_resume(attempter, recipe, tmp_path / name, moment, peace=peace, save_every=SAVE_EVERY)
         assert kill.problems == (), kill
         assert kill.resumed_at > 0 or kill.step <= SAVE_EVERY  # a real resume
+        _assert_counted(tmp_path / name, kill)
         assert weights_digest(tmp_path / name / "model") == weights_digest(peace / "model")
         return kill
 
@@ -74,6 +79,13 @@ def test_k83_k85_a_killed_run_ends_with_the_weights_of_a_run_in_peace(
         killed(f"random-{number}", rng.uniform(0, calm.seconds))
 
 
+def _assert_counted(output: Path, kill: Kill) -> None:
+    """The attempts log says how many steps were made again, which are at most those since the last snapshot."""
+    starts = Attempts(output / ATTEMPTS).starts()
+    assert [line["redone"] for line in starts] == [0, kill.step - kill.resumed_at][: len(starts)]
+    assert 0 <= kill.step - kill.resumed_at <= SAVE_EVERY
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_k83_a_killed_run_with_recipes_ends_with_the_weights_of_a_run_in_peace(
     name: str, attempter: Attempter, tiny: Callable[..., Path], tmp_path: Path
@@ -82,12 +94,13 @@ def test_k83_a_killed_run_with_recipes_ends_with_the_weights_of_a_run_in_peace(
     calm = attempter.attempt(recipe, tmp_path / "peace")
     assert calm.code == 0, calm.log
     rng = random.Random(name)
-    moments = [KillIn("save", 4, 0.002), *(rng.uniform(0, calm.seconds) for _ in range(RANDOM_KILLS))]
+    moments = [KillIn("save", 4, 0.002), *(rng.uniform(0, calm.seconds) for _ in range(RANDOM_KILLS * NIGHTLY))]
     for number, moment in enumerate(moments):
         output = tmp_path / f"killed-{number}"
         kill = kill_and_resume(attempter, recipe, output, moment, peace=tmp_path / "peace", save_every=SAVE_EVERY)
         assert kill.problems == (), kill
         assert number or kill.resumed_at > 0  # a real resume
+        _assert_counted(output, kill)
         assert weights_digest(output / "model") == weights_digest(tmp_path / "peace" / "model")
 
 
@@ -108,3 +121,8 @@ def test_k83_a_run_that_is_killed_again_and_again_ends_with_the_weights_of_a_run
     assert [line["attempt"] for line in starts] == [1, 2, 3, 4, 4] and starts[-1]["ended"] == "finished"
     began = [line["began_at"] for line in starts[:-1]]
     assert began == sorted(began) and began[1] == 2 and began[-1] >= 6
+    # Each was killed in the save after its fourth step, of which the snapshot was there already, or that of its second.
+    assert [line["redone"] for line in starts[:-1]] == [
+        0,
+        *(before + 4 - now for before, now in itertools.pairwise(began)),
+    ]

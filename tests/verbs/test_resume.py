@@ -108,6 +108,7 @@ def test_k84_one_signal_finishes_the_step_and_saves_it(
     assert _attempts(tmp_path / "r")[-1] == {"attempt": 1, "ended": how, "step": 7}
     _assert_as_in_peace(_train(checkpoint, tmp_path / "r"), peace)
     assert [line["began_at"] for line in _attempts(tmp_path / "r") if "began_at" in line] == [0, 7]
+    assert [line["redone"] for line in _attempts(tmp_path / "r") if "began_at" in line] == [0, 0]
 
 
 def test_k84_two_signals_end_it_at_once(checkpoint: Path, peace: ws.Run, tmp_path: Path) -> None:
@@ -383,7 +384,8 @@ def test_c15_a_damaged_snapshot_is_set_aside_with_its_reason_and_the_one_before_
     _assert_as_in_peace(done, peace)
     aside = run / "checkpoints" / "step-000007.rejected"
     start = _attempts(run)[2]
-    assert start["began_at"] == 6 and [entry["name"] for entry in start["set_aside"]] == ["step-000007"]
+    assert start["began_at"] == 6 and start["redone"] == 1
+    assert [entry["name"] for entry in start["set_aside"]] == ["step-000007"]
     reason = start["set_aside"][0]["reason"]
     assert f"set aside as {aside.name}: {reason}" in caplog.text and len(reason) > 10
     assert aside.is_file() or reason in (aside / "REASON.txt").read_text()
@@ -394,7 +396,8 @@ def test_c15_without_any_whole_snapshot_a_run_starts_over(checkpoint: Path, peac
     for path in snapshots(run / "checkpoints"):
         _flip_weights(path)
     _assert_as_in_peace(_train(checkpoint, run), peace)
-    assert _attempts(run)[2]["began_at"] == 0 and len(_attempts(run)[2]["set_aside"]) == 2
+    assert _attempts(run)[2]["began_at"] == 0 and _attempts(run)[2]["redone"] == 7
+    assert len(_attempts(run)[2]["set_aside"]) == 2
 
 
 def test_lost_best_weights_are_made_again(checkpoint: Path, peace: ws.Run, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from support.runs import FAST, reviews
 from warmstart.checkpoints import save_model
 from warmstart.errors import WarmstartError
 from warmstart.tasks import TASKS
+from warmstart.verbs import fitting
 
 
 @pytest.fixture
@@ -217,3 +219,53 @@ def test_r77_a_batch_larger_than_the_data_and_a_crumb_of_an_epoch_train(
 ) -> None:
     config = ws.TrainConfig(epochs=0.01, batch_size=10_000)
     assert ws.train(tiny("bert"), reviews(8), output=tmp_path / "r", config=config).steps == 1
+
+
+# --- R77: what is allowed, and most likely a slip, is said before the first step -------------------------------------
+
+
+def _said_by_then(
+    checkpoint: Path, output: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, **settings: Any
+) -> list[str]:
+    """The warnings of a run of two steps over 24 rows that had come before its loop began."""
+    before: list[str] = []
+
+    def begin(*arguments: Any, **named: Any) -> Any:
+        before.extend(record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING)
+        return fit(*arguments, **named)
+
+    fit = fitting.fit
+    caplog.clear()
+    with monkeypatch.context() as patch, caplog.at_level(logging.WARNING, "warmstart"):
+        patch.setattr(fitting, "fit", begin)
+        run = ws.train(checkpoint, reviews(24), output=output, config=ws.TrainConfig(max_steps=2, **settings))
+    assert run.steps == 2
+    return before
+
+
+@pytest.mark.parametrize("adapters", [1, 10])
+def test_r77_a_rate_far_above_the_default_is_warned_about_before_the_first_step(
+    tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+    adapters: int,
+) -> None:  # fmt: skip
+    usual = 0.04 / 32 * adapters  # adapters usually get ten times as much
+    recipe = {"lora": ws.LoRA(rank=2)} if adapters > 1 else {}
+
+    def said(name: str, rate: float) -> list[str]:
+        settings = {"batch_size": 8, "learning_rate": rate, **recipe}
+        return _said_by_then(tiny("bert"), tmp_path / name, monkeypatch, caplog, **settings)
+
+    assert said("healthy", 5 * usual) == [] and said("at-the-bound", 99 * usual) == []
+    [warning] = said("far", 101 * usual)
+    assert warning.startswith(f"learning_rate {101 * usual:.3g} is 101 times the {usual:.3g} that")
+
+
+def test_r77_a_batch_larger_than_the_data_is_warned_about_before_the_first_step(
+    tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def said(size: int) -> list[str]:
+        return _said_by_then(tiny("bert"), tmp_path / str(size), monkeypatch, caplog, batch_size=size)
+
+    assert said(8) == [] and said(24) == []
+    [warning] = said(25)
+    assert warning.startswith("batch_size 25 is more than the 24 rows to learn from")

@@ -56,7 +56,7 @@ def _weights(verified: Verified) -> dict[str, Any]:
 
     return {
         "model_type": verified.model_type,
-        "batches": way_of(verified.model_type),
+        "batches": way_of(verified.model_type, verified.config),
         "task": verified.task,
         "trained_head": verified.has_head,
         "labels": None if verified.labels is None else list(verified.labels),

@@ -2,7 +2,7 @@
 
 A start writes one line, an end another; an attempt without an end was killed.
 
-    {"attempt": 2, "began_at": 40, "time": "…", "set_aside": [], "differences": []}
+    {"attempt": 2, "began_at": 40, "redone": 7, "time": "…", "set_aside": [], "differences": []}
     {"attempt": 2, "ended": "finished", "step": 120, "best_step": 80}
 """
 
@@ -51,13 +51,24 @@ class Attempts:
         lines = self.lines()
         return lines[-1] if lines and lines[-1].get("ended") == "finished" else None
 
-    def start(self, began_at: int, *, set_aside: Sequence[Any] = (), differences: Sequence[Any] = ()) -> int:
-        """Note a start after `began_at` optimizer steps; returns the attempt's number, from 1."""
+    def start(
+        self,
+        began_at: int,
+        *,
+        redone: int | None = None,
+        set_aside: Sequence[Any] = (),
+        differences: Sequence[Any] = (),
+    ) -> int:
+        """Note a start after `began_at` optimizer steps; returns the attempt's number, from 1.
+
+        `redone`: the steps that were made before and are made again; None where nothing records steps.
+        """
         number = len(self.starts()) + 1
         self._append(
             {
                 "attempt": number,
                 "began_at": began_at,
+                **({} if redone is None else {"redone": redone}),
                 "time": datetime.now(UTC).isoformat(timespec="seconds"),
                 "set_aside": list(set_aside),
                 "differences": list(differences),

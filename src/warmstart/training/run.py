@@ -19,7 +19,7 @@ import os
 import re
 import uuid
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from warmstart.training.snapshot_folder import prune, snapshot_path
 
 CONFIG, PROVENANCE = "config.toml", "provenance.json"
 _BEFORE_THE_START = frozenset({CONFIG, "checkpoints", LOCK, OWNER})
+_TAIL = 1 << 16  # bytes of metrics.jsonl that certainly hold a whole line
 _TEMPORARY = re.compile(r"\.[a-z]+\.(toml|json)\.tmp-[0-9a-f]{12}")
 
 
@@ -190,9 +191,10 @@ class RunDirectory:
         self._log({"step": step.step, "epoch": step.epoch, "validation": values})
 
     def note_start(self, began_at: int, *, set_aside: Sequence[Any] = (), differences: Sequence[Any] = ()) -> int:
-        """See `Attempts.start`."""
+        """See `Attempts.start`. Before `cut_metrics`, which takes the steps away that are made again."""
+        redone = max(0, self.last_step() - began_at)
         with self._reported():
-            return self.attempts.start(began_at, set_aside=set_aside, differences=differences)
+            return self.attempts.start(began_at, redone=redone, set_aside=set_aside, differences=differences)
 
     def note_end(
         self, number: int, how: How, step: int, *, code: str | None = None, best_step: int | None = None
@@ -206,6 +208,18 @@ class RunDirectory:
         with self._reported(), self.metrics.open("ab") as file:
             os.fsync(file.fileno())
             return file.tell()
+
+    def last_step(self) -> int:
+        """The last optimizer step that metrics.jsonl has a whole line of; 0 if none."""
+        if not self.metrics.exists():
+            return 0
+        with self._reported(), self.metrics.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL))
+            lines = file.read().split(b"\n")[:-1]
+        for line in reversed(lines):
+            with suppress(ValueError, KeyError, TypeError):
+                return int(json.loads(line)["step"])
+        return 0
 
     def cut_metrics(self, size: int) -> bool:
         """Cut metrics.jsonl to its first `size` bytes: what the snapshot knows. False if it is shorter than that."""

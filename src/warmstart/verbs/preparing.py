@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("warmstart")
 
+# A learning rate of so many times the default is no choice any more, but most likely a slip.
+_FAR_ABOVE = 100
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -73,6 +76,7 @@ def prepare_run(
     for _ in learned.encode(held_out, train=True):
         pass  # a validation row that cannot be used is an error now, not after the first epoch
     batches = make_batches(learned, rows, seed=config.seed, batch_size=config.batch_size, max_tokens=config.max_tokens)
+    _warn_of_batch_size(config, batches)
     label_weights = weigh_classes(batches, config.loss)
     fresh = learned.head() != loaded.head()
     network = _untrained(verified, learned, fresh=fresh, config=config)
@@ -135,6 +139,16 @@ def _check_coupled(task: Task, config: TrainConfig) -> None:
             )
 
 
+def _warn_of_batch_size(config: TrainConfig, batches: Batches[Batch]) -> None:
+    rows = len(batches.features)
+    if config.batch_size > rows:
+        log.warning(
+            "batch_size %d is more than the %d rows to learn from; a smaller one makes more steps of an epoch",
+            config.batch_size,
+            rows,
+        )
+
+
 def _task_for_training(verified: Verified) -> type[Task]:
     """The checkpoint's own task if it learns from labels; else text classification, which is said (decision 0006)."""
     own = None if verified.task is None else TASKS.get(verified.task)
@@ -145,9 +159,17 @@ def _task_for_training(verified: Verified) -> type[Task]:
 
 
 def _with_learning_rate(config: TrainConfig, network: Any) -> TrainConfig:
-    if config.learning_rate is not None:
-        return config
     rate = default_learning_rate(network.config.hidden_size, adapters=config.lora is not None)
+    if config.learning_rate is not None:
+        if config.learning_rate > _FAR_ABOVE * rate:
+            log.warning(
+                "learning_rate %.3g is %.3g times the %.3g that a model of this width usually gets: the run may learn "
+                "nothing, or end because its loss is not finite",
+                config.learning_rate,
+                config.learning_rate / rate,
+                rate,
+            )
+        return config
     log.info("learning rate %.3g, by the width of the model", rate)
     return config.model_copy(update={"learning_rate": rate})
 

@@ -65,9 +65,10 @@ def begin(directory: RunDirectory, recipe: Recipe, provenance: Mapping[str, Any]
     _say(found, digits, threads)
     snapshot, aside = _newest(directory, found)
     step = 0 if snapshot is None else snapshot.state.step.step
+    digits = [difference for difference in digits if difference.name != "numerics.threads"]
+    attempt = directory.note_start(step, set_aside=aside, differences=as_records([*found, *digits]))
     if not directory.cut_metrics(0 if snapshot is None else snapshot.state.metrics_bytes):
         log.warning("metrics.jsonl is shorter than it was: lines before step %d are lost; the training is not", step)
-    digits = [difference for difference in digits if difference.name != "numerics.threads"]
     if found or digits:
         _record(directory, before, provenance if found else before, step, [*found, *digits])
     if stored.config != recipe.config or found:
@@ -76,7 +77,6 @@ def begin(directory: RunDirectory, recipe: Recipe, provenance: Mapping[str, Any]
         log.info("resuming after step %d", step)
     else:
         log.info("an earlier attempt left no snapshot: starting at the first step")
-    attempt = directory.note_start(step, set_aside=aside, differences=as_records([*found, *digits]))
     return Start(attempt, snapshot, threads if isinstance(threads, int) else None, reached=step)
 
 
