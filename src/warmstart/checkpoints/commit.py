@@ -53,7 +53,8 @@ def commit_folder(
         check_free(target)
     temporary = target.with_name(f".{target.name[:200]}.tmp-{uuid.uuid4().hex[:12]}")
     try:
-        temporary.mkdir(parents=True)
+        make_folder(target.parent)
+        temporary.mkdir()
         write(temporary)
         _flush_tree(temporary, known)
         _rename(temporary, target, replace=replace)
@@ -110,27 +111,16 @@ def sweep(parent: Path) -> None:
                 path.rename(target)
 
 
-def is_unsupported(error: OSError) -> bool:
-    """Does the file system have no such operation, rather than one that failed."""
-    return error.errno in _UNKNOWN
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it that are missing, their names on the disk; one that exists stays as it is."""
+    missing = [each for each in (folder, *folder.parents) if not each.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for each in missing:
+        flush(each.parent)
 
 
-def _flush_tree(folder: Path, known: Mapping[str, str]) -> None:
-    mode = folder.stat().st_mode & 0o666  # ours, just made: what the umask leaves. To ask for the umask is to change it
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            path.chmod(mode)  # safetensors writes 0600
-            _flush(path)
-    manifest = write_manifest(folder, known)
-    manifest.chmod(mode)
-    _flush(manifest)
-    for path in sorted(folder.rglob("*"), reverse=True):
-        if path.is_dir():
-            _flush(path)
-    _flush(folder)
-
-
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Put a file's content, or the names in a folder, on the disk: what was not flushed, a power cut may take back."""
     if path.is_dir() and os.name != "posix":  # Windows cannot open a folder
         return
     descriptor = os.open(path, os.O_RDONLY)
@@ -141,6 +131,26 @@ def _flush(path: Path) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+def is_unsupported(error: OSError) -> bool:
+    """Does the file system have no such operation, rather than one that failed."""
+    return error.errno in _UNKNOWN
+
+
+def _flush_tree(folder: Path, known: Mapping[str, str]) -> None:
+    mode = folder.stat().st_mode & 0o666  # ours, just made: what the umask leaves. To ask for the umask is to change it
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            path.chmod(mode)  # safetensors writes 0600
+            flush(path)
+    manifest = write_manifest(folder, known)
+    manifest.chmod(mode)
+    flush(manifest)
+    for path in sorted(folder.rglob("*"), reverse=True):
+        if path.is_dir():
+            flush(path)
+    flush(folder)
 
 
 def _rename(temporary: Path, target: Path, *, replace: bool) -> None:
@@ -161,7 +171,7 @@ def _rename(temporary: Path, target: Path, *, replace: bool) -> None:
             if not is_unsupported(error):
                 raise
             _copy(temporary, target)
-        _flush(target.parent)  # a rename that may not be on the disk is no commit
+        flush(target.parent)  # a rename that may not be on the disk is no commit
     except BaseException:  # an interrupt, too, must not leave the old folder aside
         if not temporary.exists():
             target.rename(temporary)
@@ -182,7 +192,7 @@ def _copy(temporary: Path, target: Path) -> None:
             if path.is_file():
                 place.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(path, place)
-                _flush(place)
+                flush(place)
     except BaseException:
         shutil.rmtree(target, ignore_errors=True)
         raise
