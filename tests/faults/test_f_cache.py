@@ -80,7 +80,7 @@ def test_f92_what_cannot_be_made_at_all_is_not_tried_twice(tmp_path: Path) -> No
 def test_f92_a_choice_that_cannot_be_remembered_holds(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, number: int, at: str
 ) -> None:
-    choice = Choice("torch fp32", "why", (), "digest", "task", {}, "cpu", {}, {}, {})
+    choice = Choice("torch fp32", "why", None, (), "digest", "task", {}, "cpu", {}, {}, {}, own_rows=False)
     path = tmp_path / "cache" / "choices" / "a.json"
     with watched(_refusing(tmp_path, number, at)):
         write_choice(path, choice)
