@@ -35,9 +35,11 @@ def commit_folder(
     *,
     replace: bool = False,
     known: Mapping[str, str] = MappingProxyType({}),
+    needed: int | None = None,
 ) -> Path:
     """Let `write` fill a temporary sibling folder, then make it `target` in one step. Returns `target`.
 
+    `needed`: how many bytes it will take, if that is known, to be said where the disk is full.
     `known` is read after `write`: the SHA-256 of those files, by relative name, that it hashed while writing them.
 
     With `replace`, an existing folder is first renamed aside and deleted last: between two renames there is an instant
@@ -59,9 +61,10 @@ def commit_folder(
         _flush_tree(temporary, known)
         _rename(temporary, target, replace=replace)
     except (OSError, SafetensorError) as error:
+        space = _space(temporary, needed) if _is_full(error) else ""
         raise CheckpointError(
             "save-failed",
-            f"saving failed: {(error.strerror if isinstance(error, OSError) else None) or error}",
+            f"saving failed: {(error.strerror if isinstance(error, OSError) else None) or error}{space}",
             where=str(target),
             value=error.filename if isinstance(error, OSError) else None,
             fix="free space or give write permission, then save again; nothing that was there before has changed",
@@ -69,6 +72,23 @@ def commit_folder(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return target
+
+
+def _is_full(error: Exception) -> bool:
+    full = (errno.ENOSPC, errno.EDQUOT)
+    # safetensors, written in Rust, says it in words only
+    return error.errno in full if isinstance(error, OSError) else any(os.strerror(each) in str(error) for each in full)
+
+
+def _space(temporary: Path, needed: int | None) -> str:
+    """What was written and what is free, in words; asked before what was written is removed."""
+    try:
+        written = sum(path.stat().st_size for path in temporary.rglob("*") if path.is_file())
+        free = shutil.disk_usage(temporary.parent).free
+    except OSError:
+        return ""
+    takes = f"it takes {needed / 1e6:,.1f} MB, " if needed else ""
+    return f" ({takes}{written / 1e6:,.1f} MB were written, and {free / 1e6:,.1f} MB are free beside them)"
 
 
 def check_free(target: Path) -> None:
