@@ -143,9 +143,9 @@ def test_any_failing_call_leaves_the_old_folder(tmp_path: Path, monkeypatch: pyt
 
 def test_the_manifest_is_written_last_and_parent_is_flushed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     events: list[str] = []
-    real_manifest, real_flush = module.write_manifest, module._flush
+    real_manifest, real_flush = module.write_manifest, module.flush
     monkeypatch.setattr(module, "write_manifest", lambda *given: (events.append("manifest"), real_manifest(*given))[1])
-    monkeypatch.setattr(module, "_flush", lambda path: (events.append(path.name), real_flush(path))[1])
+    monkeypatch.setattr(module, "flush", lambda path: (events.append(path.name), real_flush(path))[1])
     commit_folder(tmp_path / "out", _write("x"))
     files = events[: events.index("manifest")]
     assert sorted(files) == ["a.txt", "b.txt"]

@@ -20,10 +20,12 @@ import torch
 
 import warmstart as ws
 from support.file_faults import Operations, unwatched, watched
+from support.power_cut import Disk
 from warmstart.checkpoints import load_weights
 from warmstart.checkpoints.commit import sweep
 from warmstart.errors import CheckpointError
 from warmstart.training.loop import Step
+from warmstart.training.memory import Cut
 from warmstart.training.run import RunDirectory
 from warmstart.training.selection import Selection
 from warmstart.training.snapshots import State, newest_verified, save_snapshot
@@ -208,6 +210,82 @@ def test_k87_nothing_is_relied_on_before_it_is_on_the_disk(work: Work) -> None:
     removal = next(i for i, (name, at, _) in enumerate(made) if name == "rename" and at.endswith("/step-000001"))
     assert after and after[0] < removal, "the old snapshot goes before the new one is sure to stay"
     assert "unlink" in names[removal:]
+
+
+def test_k87_a_power_cut_anywhere_in_a_run_loses_no_snapshot_and_no_record(work: Work, tmp_path: Path) -> None:
+    """From the making of its folder on: what was not flushed is lost, all of it or any one name without the others."""
+    root = tmp_path / "new"
+    directory = RunDirectory(root / "runs" / "run")
+    seen: set[Any] = set()
+    cuts: list[tuple[int, int | None]] = []
+    done = 0  # the last step whose snapshot was said to be saved
+
+    def each(disk: Disk) -> None:
+        for state in map(disk.state, disk.left()):
+            # How much of a folder is there that has no name yet makes no difference: it is swept.
+            key = (done, frozenset(entry for entry in state if "/.step-" not in str(Path(entry[0]).parent)))
+            if key in seen:
+                continue
+            seen.add(key)
+            disk.write(state, place := tmp_path / "cut")
+            cuts.append((done, _resumed_at(RunDirectory(place / "runs" / "run"))))
+            shutil.rmtree(place)
+
+    root.mkdir()
+    disk = Disk(str(root), each)
+    with watched(disk.watch()):
+        directory.create()
+        directory.write_config("[train]\n")
+        directory.write_provenance({"a": 1})
+        attempt = directory.note_start(0)
+        for step in (1, 2):
+            made = Step(step, step / 10, 0.5, 1e-3, 1.0, 10, 2, 0.1)
+            directory.log_step(made)
+            state = State(
+                made, 0, Selection(None), directory.metrics_size(), work.optimizer.state_dict(), {"last_epoch": step}
+            )
+            save_snapshot(directory.step_checkpoint(step), work.pipe.model, work.pipe.tokenizer, state)
+            done = step
+            directory.prune(1)
+            if step == 1:
+                directory.note_cut(attempt, Cut(2, 2))
+    assert len(cuts) > 20 and {done for done, _ in cuts} == {0, 1, 2}
+    for least, found in cuts:
+        assert found is None if least == 0 and found is None else found is not None and found >= least, (least, found)
+
+
+def _resumed_at(directory: RunDirectory) -> int | None:
+    """The step from which the same call of train would go on; None if the run begins anew, with nothing lost."""
+    if not directory.path.exists() or not directory.check_usable():
+        return None
+    directory.sweep()
+    assert directory.read_provenance()["a"] == 1 and (directory.path / "config.toml").read_text() == "[train]\n"
+    found, rejected = newest_verified(directory.checkpoints, lambda state: None)
+    assert rejected == []
+    if found is None:
+        return 0
+    assert len(directory.attempts.starts()) == 1
+    assert directory.metrics.stat().st_size >= found.state.metrics_bytes > 0
+    assert directory.read_cuts() == [Cut(2, 2)] or found.state.step.step < 2
+    return found.state.step.step
+
+
+@pytest.mark.parametrize("lost", ["provenance.json", "config.toml", "both"])
+def test_k87_a_run_whose_record_is_lost_is_never_said_to_be_removed(work: Work, tmp_path: Path, lost: str) -> None:
+    directory = RunDirectory(tmp_path / "run")
+    directory.create()
+    assert not directory.check_usable()  # the healthy twins: a folder just made, and a run with its record
+    directory.write_config("[train]\n")
+    directory.write_provenance({})
+    shutil.copytree(work.first / "step-000001", directory.step_checkpoint(1))
+    assert directory.check_usable()
+    for name in ("provenance.json", "config.toml") if lost == "both" else (lost,):
+        (directory.path / name).unlink()
+    with pytest.raises(ws.UsageError) as caught:
+        directory.check_usable()
+    assert caught.value.code == "run-damaged" and str(directory.path) == caught.value.where.source
+    assert "remove" not in str(caught.value) and "back" in caught.value.fix
+    assert (lost if lost != "both" else "provenance.json and config.toml") in caught.value.what
 
 
 def test_f88_a_real_file_system_that_refuses_is_an_error_of_ours(work: Work) -> None:

@@ -5,8 +5,10 @@ R73, R77: tests/training and test_train_refusals.py; R76, R79, R80: tests/verbs.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
+import re
 import signal
 import time
 from collections.abc import Callable
@@ -39,6 +41,12 @@ def _vary(monkeypatch: pytest.MonkeyPatch, fault: Callable[[int], None]) -> None
         return real(self, feature, rng)
 
     monkeypatch.setattr(kind, "vary", vary)
+
+
+def _awaited(error: WarmstartError) -> list[int]:
+    """The rows of the batch that a lost worker was to make."""
+    rows: list[int] = json.loads(str(error.value).partition(": ")[2])
+    return rows
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -75,7 +83,8 @@ def test_r75_a_worker_that_is_killed_ends_the_run_with_an_error(
         _train(tiny("bert"), tmp_path / "r", workers=1)
     assert time.monotonic() - started < 15
     assert caught.value.code == "worker-lost" and "epoch 0" in str(caught.value.where)
-    assert "workers=0" in caught.value.fix
+    assert "workers=0" in caught.value.fix and caught.value.where.row is not None
+    assert 17 in _awaited(caught.value) and len(_awaited(caught.value)) == 8
     monkeypatch.undo()
     again = _train(tiny("bert"), tmp_path / "r", workers=0)  # as it says
     assert weights_sha256(again) == weights_sha256(_train(tiny("bert"), tmp_path / "healthy"))
@@ -87,16 +96,18 @@ def test_r75_a_worker_that_hangs_ends_the_run_with_an_error(
     parent = os.getpid()
 
     def fault(row: int) -> None:
-        if os.getpid() != parent:
+        if row == 17 and os.getpid() != parent:
             time.sleep(60)
 
-    monkeypatch.setattr("warmstart.training.fetching.WORKER_SECONDS", 1.0)
+    monkeypatch.setattr("warmstart.training.fetching.WORKER_SECONDS", 3.0)
+    assert _train(tiny("bert"), tmp_path / "healthy", workers=1).steps == 3
     _vary(monkeypatch, fault)
     started = time.monotonic()
     with pytest.raises(ws.TrainingError) as caught:
         _train(tiny("bert"), tmp_path / "r", workers=1)
     assert time.monotonic() - started < 15 and caught.value.code == "worker-lost"
     assert "timed out" in caught.value.what
+    assert 17 in _awaited(caught.value) and len(_awaited(caught.value)) == 8
 
 
 def test_r78_a_clock_that_jumps_changes_no_duration(
@@ -150,6 +161,10 @@ def test_f88_a_disk_that_takes_no_result_keeps_the_snapshot_from_which_the_same_
     with pytest.raises(WarmstartError) as caught:
         _train(tiny("bert"), tmp_path / "r")
     assert caught.value.code == "save-failed" and "free space" in caught.value.fix
+    assert re.search(
+        r"it takes [\d,.]*[1-9]\d* MB, 0\.0 MB were written, and [\d,]+\.\d MB are free", caught.value.what
+    )
+    assert str(caught.value.where) == str(tmp_path / "r" / "model")
     assert not (tmp_path / "r" / "model").exists()
     assert (tmp_path / "r" / "checkpoints" / "step-000003" / "MANIFEST.json").exists()
     monkeypatch.undo()

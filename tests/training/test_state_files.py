@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import math
 from pathlib import Path
@@ -85,6 +86,22 @@ def test_the_file_is_safetensors_hashed_while_written(tmp_path: Path) -> None:
     for read in (read_tensors(path), load_file(path)):  # the library's own reader agrees
         assert read.keys() == TENSORS.keys()
         assert all(_same(read[name], TENSORS[name].contiguous()) for name in TENSORS)
+
+
+def test_f89_a_write_that_takes_only_a_part_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = write_tensors(tmp_path / "whole", TENSORS)
+    real, sizes = io.FileIO.write, []
+
+    class Half(io.FileIO):
+        def write(self, data: Any) -> int:
+            sizes.append(len(data))
+            return real(self, data[: (len(data) + 1) // 2])
+
+    monkeypatch.setattr(io, "open", lambda path, mode, *rest: Half(path, mode))
+    digest = write_tensors(tmp_path / "parts", TENSORS)
+    monkeypatch.undo()
+    assert len(sizes) > 2 * (len(TENSORS) + 1)
+    assert digest == whole and (tmp_path / "parts").read_bytes() == (tmp_path / "whole").read_bytes()
 
 
 def test_tensors_come_back_in_memory_of_their_own(tmp_path: Path) -> None:

@@ -100,8 +100,8 @@ def movie_snippets(cache: Path) -> Path:
     Latin-1, tab separated: id, rating from -4 to 4, text. Raises as `starter_encoder`.
     """
     target = cache / "data" / f"movie-snippets-{MOVIES.sha256[:12]}"
-    fill_once(target, lambda folder: fetch(MOVIES, cache, lambda archive: _unpack_movies(archive, folder)))
-    return target / _MOVIES_FILE
+    made = fill_once(target, lambda folder: fetch(MOVIES, cache, lambda archive: _unpack_movies(archive, folder)))
+    return made / _MOVIES_FILE
 
 
 def fetch(carrier: Carrier, cache: Path, unpack: Callable[[Path], None]) -> None:

@@ -35,9 +35,11 @@ def commit_folder(
     *,
     replace: bool = False,
     known: Mapping[str, str] = MappingProxyType({}),
+    needed: int | None = None,
 ) -> Path:
     """Let `write` fill a temporary sibling folder, then make it `target` in one step. Returns `target`.
 
+    `needed`: how many bytes it will take, if that is known, to be said where the disk is full.
     `known` is read after `write`: the SHA-256 of those files, by relative name, that it hashed while writing them.
 
     With `replace`, an existing folder is first renamed aside and deleted last: between two renames there is an instant
@@ -53,14 +55,16 @@ def commit_folder(
         check_free(target)
     temporary = target.with_name(f".{target.name[:200]}.tmp-{uuid.uuid4().hex[:12]}")
     try:
-        temporary.mkdir(parents=True)
+        make_folder(target.parent)
+        temporary.mkdir()
         write(temporary)
         _flush_tree(temporary, known)
         _rename(temporary, target, replace=replace)
     except (OSError, SafetensorError) as error:
+        space = _space(temporary, needed) if _is_full(error) else ""
         raise CheckpointError(
             "save-failed",
-            f"saving failed: {(error.strerror if isinstance(error, OSError) else None) or error}",
+            f"saving failed: {(error.strerror if isinstance(error, OSError) else None) or error}{space}",
             where=str(target),
             value=error.filename if isinstance(error, OSError) else None,
             fix="free space or give write permission, then save again; nothing that was there before has changed",
@@ -68,6 +72,23 @@ def commit_folder(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return target
+
+
+def _is_full(error: Exception) -> bool:
+    full = (errno.ENOSPC, errno.EDQUOT)
+    # safetensors, written in Rust, says it in words only
+    return error.errno in full if isinstance(error, OSError) else any(os.strerror(each) in str(error) for each in full)
+
+
+def _space(temporary: Path, needed: int | None) -> str:
+    """What was written and what is free, in words; asked before what was written is removed."""
+    try:
+        written = sum(path.stat().st_size for path in temporary.rglob("*") if path.is_file())
+        free = shutil.disk_usage(temporary.parent).free
+    except OSError:
+        return ""
+    takes = f"it takes {needed / 1e6:,.1f} MB, " if needed else ""
+    return f" ({takes}{written / 1e6:,.1f} MB were written, and {free / 1e6:,.1f} MB are free beside them)"
 
 
 def check_free(target: Path) -> None:
@@ -110,27 +131,16 @@ def sweep(parent: Path) -> None:
                 path.rename(target)
 
 
-def is_unsupported(error: OSError) -> bool:
-    """Does the file system have no such operation, rather than one that failed."""
-    return error.errno in _UNKNOWN
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it that are missing, their names on the disk; one that exists stays as it is."""
+    missing = [each for each in (folder, *folder.parents) if not each.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for each in missing:
+        flush(each.parent)
 
 
-def _flush_tree(folder: Path, known: Mapping[str, str]) -> None:
-    mode = folder.stat().st_mode & 0o666  # ours, just made: what the umask leaves. To ask for the umask is to change it
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            path.chmod(mode)  # safetensors writes 0600
-            _flush(path)
-    manifest = write_manifest(folder, known)
-    manifest.chmod(mode)
-    _flush(manifest)
-    for path in sorted(folder.rglob("*"), reverse=True):
-        if path.is_dir():
-            _flush(path)
-    _flush(folder)
-
-
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Put a file's content, or the names in a folder, on the disk: what was not flushed, a power cut may take back."""
     if path.is_dir() and os.name != "posix":  # Windows cannot open a folder
         return
     descriptor = os.open(path, os.O_RDONLY)
@@ -141,6 +151,26 @@ def _flush(path: Path) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+def is_unsupported(error: OSError) -> bool:
+    """Does the file system have no such operation, rather than one that failed."""
+    return error.errno in _UNKNOWN
+
+
+def _flush_tree(folder: Path, known: Mapping[str, str]) -> None:
+    mode = folder.stat().st_mode & 0o666  # ours, just made: what the umask leaves. To ask for the umask is to change it
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            path.chmod(mode)  # safetensors writes 0600
+            flush(path)
+    manifest = write_manifest(folder, known)
+    manifest.chmod(mode)
+    flush(manifest)
+    for path in sorted(folder.rglob("*"), reverse=True):
+        if path.is_dir():
+            flush(path)
+    flush(folder)
 
 
 def _rename(temporary: Path, target: Path, *, replace: bool) -> None:
@@ -161,7 +191,7 @@ def _rename(temporary: Path, target: Path, *, replace: bool) -> None:
             if not is_unsupported(error):
                 raise
             _copy(temporary, target)
-        _flush(target.parent)  # a rename that may not be on the disk is no commit
+        flush(target.parent)  # a rename that may not be on the disk is no commit
     except BaseException:  # an interrupt, too, must not leave the old folder aside
         if not temporary.exists():
             target.rename(temporary)
@@ -182,7 +212,7 @@ def _copy(temporary: Path, target: Path) -> None:
             if path.is_file():
                 place.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(path, place)
-                _flush(place)
+                flush(place)
     except BaseException:
         shutil.rmtree(target, ignore_errors=True)
         raise

@@ -43,7 +43,8 @@ def save_model(
             (folder / name).parent.mkdir(exist_ok=True)
             (folder / name).write_bytes(data)
 
-    return commit_folder(target, write, replace=replace)
+    weights = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+    return commit_folder(target, write, replace=replace, needed=weights + sum(map(len, extra.values())))
 
 
 def write_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, folder: Path) -> None:

@@ -16,6 +16,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from warmstart.checkpoints.commit import flush
+
 NAME = "attempts.jsonl"
 How = Literal["finished", "interrupted", "terminated", "failed"]
 
@@ -94,3 +96,5 @@ class Attempts:
             file.write((b"\n" if torn else b"") + json.dumps(line).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
+        if size == 0:
+            flush(self.path.parent)

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 import torch
 
-from warmstart.checkpoints.commit import commit_folder, sweep
+from warmstart.checkpoints.commit import commit_folder, make_folder, sweep
 from warmstart.errors import CheckpointError, UsageError, WarmstartError
 from warmstart.training.attempts import NAME as ATTEMPTS
 from warmstart.training.attempts import Attempts
@@ -195,7 +195,7 @@ class Checkpointer:
         self.close()
 
     def _hold(self) -> None:
-        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        make_folder(self.checkpoints)
         if (self.folder / PROVENANCE).exists():
             raise UsageError(
                 "folder-taken",

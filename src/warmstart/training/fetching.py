@@ -20,10 +20,12 @@ WORKER_SECONDS = 300.0
 def fetch(batches: Batches[Batch], epoch: int, position: int, workers: int) -> Iterator[Batch]:
     """The batches of an epoch from `position` on.
 
-    Raises TrainingError "batch-failed", which names the rows; "worker-lost" for one that died or says nothing any more.
+    Raises TrainingError "batch-failed", which names the rows; "worker-lost" for one that died or says nothing any
+    more, with the rows of the batch that was awaited.
     """
     batches.set_epoch(epoch)
     left = range(position, len(batches))
+    awaited = position
     loader = DataLoader(
         _Careful(batches),
         batch_size=None,
@@ -37,6 +39,7 @@ def fetch(batches: Batches[Batch], epoch: int, position: int, workers: int) -> I
         for made in loader:
             if isinstance(made, WarmstartError):
                 raise made
+            awaited += 1
             yield made
     except RuntimeError as error:
         if not workers or "DataLoader" not in str(error):
@@ -44,7 +47,8 @@ def fetch(batches: Batches[Batch], epoch: int, position: int, workers: int) -> I
         raise TrainingError(
             "worker-lost",
             f"a process that collates batches is lost: {str(error).splitlines()[0]}",
-            where=f"epoch {epoch}",
+            where=Where(source=f"epoch {epoch}, batch {awaited}", row=_rows(batches, awaited)[0]),
+            value=f"a batch of {len(_rows(batches, awaited))} rows was awaited: {_rows(batches, awaited)}",
             fix="train with workers=0, which needs no such process; the same call goes on from the last snapshot",
         ) from None
 
@@ -64,14 +68,19 @@ class _Careful:
         except WarmstartError as error:
             return error
         except Exception as error:
-            rows = self.batches.plan[position]
+            rows = _rows(self.batches, position)
             return TrainingError(
                 "batch-failed",
                 f"a batch cannot be made: {error!r}",
-                where=Where(row=self.batches.features[rows[0]][0].row),
-                value=f"one of {len(rows)} rows: {sorted(self.batches.features[i][0].row for i in rows)}",
+                where=Where(row=rows[0]),
+                value=f"one of {len(rows)} rows: {rows}",
                 fix="look at these rows (counted from 0); remove or repair the one at fault",
             )
+
+
+def _rows(batches: Batches[Batch], position: int) -> list[int]:
+    """The rows of a batch, as they are counted in the file."""
+    return sorted(batches.features[i][0].row for i in batches.plan[position])
 
 
 def _itself(batch: Any) -> Any:

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from warmstart.checkpoints.commit import remove_folder, sweep
+from warmstart.checkpoints.commit import flush, make_folder, remove_folder, sweep
 from warmstart.errors import UsageError, WarmstartError
 from warmstart.training.attempts import NAME as ATTEMPTS
 from warmstart.training.attempts import Attempts, How
@@ -37,6 +37,7 @@ from warmstart.training.snapshot_folder import prune, snapshot_path
 CONFIG, PROVENANCE = "config.toml", "provenance.json"
 _BEFORE_THE_START = frozenset({CONFIG, "checkpoints", LOCK, OWNER})
 _TAIL = 1 << 16  # bytes of metrics.jsonl that certainly hold a whole line
+_WEIGHTS = re.compile(r"step-\d+|best(-\d+)?")
 _TEMPORARY = re.compile(r"\.[a-z]+\.(toml|json)\.tmp-[0-9a-f]{12}")
 
 
@@ -49,7 +50,8 @@ class RunDirectory:
     def check_usable(self) -> bool:
         """Is a run of ours begun here, so that it can be resumed; False for a new or an empty directory.
 
-        Raises UsageError "run-exists" where something else is there, "run-path" for a path that is no UTF-8.
+        Raises UsageError "run-exists" where something else is there, "run-damaged" where a run is there without its
+        record, "run-path" for a path that is no UTF-8.
         """
         try:
             os.fspath(self.path).encode()
@@ -64,8 +66,17 @@ class RunDirectory:
             if not self.path.exists():
                 return False
             names = {path.name for path in self.path.iterdir()} if self.path.is_dir() else None
+            held = names is not None and (ATTEMPTS in names or self._holds_weights())
         if names is not None and {PROVENANCE, CONFIG} <= names:
             return True
+        if names is not None and held:
+            missing = " and ".join(name for name in (PROVENANCE, CONFIG) if name not in names)
+            raise UsageError(
+                "run-damaged",
+                f"here stands what a run has made, without the record of what it was made from: {missing}",
+                where=str(self.path),
+                fix=f"put {missing} back, and the run goes on; or choose another -o. Nothing here was changed",
+            )
         # A kill may have come before provenance.json, which is written last of what stands there at a start.
         if names is None or not all(name in _BEFORE_THE_START or _TEMPORARY.fullmatch(name) for name in names):
             raise UsageError(
@@ -76,15 +87,19 @@ class RunDirectory:
             )
         return False
 
+    def _holds_weights(self) -> bool:
+        folder = self.checkpoints
+        return folder.is_dir() and any(_WEIGHTS.fullmatch(path.name) for path in folder.iterdir())
+
     def create(self) -> None:
         """Make the directory. Raises WarmstartError "run-unwritable"."""
         with self._reported():
-            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            make_folder(self.checkpoints)
 
     def sweep(self) -> None:
         """Remove what killed attempts left half done. Only for who holds the lock."""
         with self._reported():
-            self.checkpoints.mkdir(exist_ok=True)
+            make_folder(self.checkpoints)
             for folder in (self.path, self.checkpoints, self.path / NONFINITE):
                 if folder.is_dir():
                     sweep(folder)
@@ -204,9 +219,10 @@ class RunDirectory:
             self.attempts.end(number, how, step, code=code, best_step=best_step)
 
     def metrics_size(self) -> int:
-        """Bytes of metrics.jsonl, all of them on the disk when this returns."""
+        """Bytes of metrics.jsonl, all of them, and its name, on the disk when this returns."""
         with self._reported(), self.metrics.open("ab") as file:
             os.fsync(file.fileno())
+            flush(self.path)
             return file.tell()
 
     def last_step(self) -> int:
@@ -247,6 +263,7 @@ class RunDirectory:
                     file.flush()
                     os.fsync(file.fileno())
                 temporary.replace(self.path / name)
+                flush(self.path)
             finally:
                 temporary.unlink(missing_ok=True)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +15,8 @@ from typing import Any
 
 from warmstart.checkpoints import cache_folder
 from warmstart.provenance import environment, folder_digest, json_digest
+
+log = logging.getLogger("warmstart")
 
 _REPEATS = 3
 _WORTHWHILE = 1.05  # times the reference's speed, or the reference stays
@@ -124,10 +127,17 @@ def read_choice(path: Path) -> Choice | None:
 
 
 def write_choice(path: Path, choice: Choice) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Remember a choice. A cache that takes none is warned about: the choice holds, and is measured again next time."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(choice.as_dict(), indent=2) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            temporary.write_text(json.dumps(choice.as_dict(), indent=2) + "\n", encoding="utf-8")
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        log.warning("the choice is not remembered: %s cannot be written (%s)", path.parent, error.strerror or error)
 
 
 def machine() -> dict[str, Any]:
