@@ -8,6 +8,7 @@ Rust object it shares. Here both are switched off once, at construction; afterwa
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -193,6 +194,16 @@ class Tokenizer:
         rust.encode_special_tokens = False
         return rust
 
+    @cached_property
+    def together(self) -> frozenset[int]:
+        """The ids that say something together with those beside them alone: single bytes, where the decoder makes
+        characters of a whole run of them (`ByteFallback`), and special tokens, which say nothing and part no run."""
+        known = [self.rust.token_to_id(f"<0x{byte:02X}>") for byte in range(256)]
+        single = [token for token in known if token is not None]
+        if not single or not _has_step(json.loads(self.rust.to_str())["decoder"], "ByteFallback"):
+            return frozenset()
+        return frozenset([*single, *(self.rust.token_to_id(token) for token in self.specials)])
+
     def _bare(self, texts: Sequence[str]) -> list[Any]:
         """The encodings of single texts before any special token is added; none is made where there is no text."""
         return self._plain.encode_batch(list(texts)) if texts else []
@@ -251,6 +262,12 @@ def _rust_copy(text: str) -> Any:
     rust.no_padding()
     rust.encode_special_tokens = True
     return rust
+
+
+def _has_step(decoder: dict[str, Any] | None, kind: str) -> bool:
+    """Is a decoder of this kind, or one of those that it is made of?"""
+    steps = [] if decoder is None else [decoder, *decoder.get("decoders", ())]
+    return any(step["type"] == kind for step in steps)
 
 
 def _clean(text: Text) -> tuple[str, ...]:

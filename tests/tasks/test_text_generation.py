@@ -30,6 +30,7 @@ from warmstart.tasks.class_loss import IGNORED
 from warmstart.tasks.decoding import Answer, choose
 from warmstart.tasks.generation_options import Generation, cache_bytes_a_token, rows_at_most, with_cache_sizes
 from warmstart.tasks.text_generation import TextGeneration
+from warmstart.tokenization import Tokenizer as OwnTokenizer
 
 PROMPTS = [
     "I love this film",
@@ -466,12 +467,46 @@ def test_a_growing_text_is_what_all_its_tokens_say(data: st.DataObject) -> None:
     def decode(ids: list[int]) -> str:
         return str(rust.decode(ids, skip_special_tokens=True))
 
-    answer = Answer(Generation(max_new_tokens=999), most=999, key="", seed=0, decode=decode)
+    together = OwnTokenizer.from_json(rust.to_str(), limit=999).together
+    answer = Answer(Generation(max_new_tokens=999), most=999, key="", seed=0, decode=decode, together=together)
     step = data.draw(st.integers(1, 3))
     for end, token in enumerate(tokens, start=1):
         answer.add(token)
         if end % step == 0:
+            assert decode(tokens).startswith(answer.settled)
             assert answer.text == decode(tokens[:end])
+
+
+@pytest.mark.parametrize(
+    "tokens",
+    [[256, 0x0A, 0xF0, 0x9F], [256, 0x0A, 0xF0, 257, 257], [256, 0x0A, 260, 0xF0, 258], [0x0A, 0xF0, 256, 0x0A, 0x0A]],
+)
+def test_a_run_of_bytes_waits_for_its_end(tokens: list[int]) -> None:
+    """A byte that is no character makes all bytes beside it none, those before it too; special tokens part no run."""
+    tokenizer = OwnTokenizer.from_json(tokens_with_bytes().to_str(), limit=99)
+    assert tokenizer.together == {*range(256), 260, 261}
+    how = Generation(max_new_tokens=len(tokens))
+
+    def decode(ids: list[int]) -> str:
+        return str(tokenizer.rust.decode(ids, skip_special_tokens=True))
+
+    for reads in (1, 2):  # whoever reads it now and then, finds the same
+        answer = Answer(how, most=len(tokens), key="", seed=0, decode=decode, together=tokenizer.together)
+        for end, token in enumerate(tokens, start=1):
+            answer.add(token)
+            if end % reads == 0:
+                assert decode(tokens).startswith(answer.settled)
+        assert answer.settled == answer.text == decode(tokens)
+
+
+def test_bytes_of_other_tokenizers_wait_for_nothing() -> None:
+    """A token that is spelled as a byte is one where the decoder says so."""
+    rust = tokens_with_bytes()
+    assert OwnTokenizer.from_json(tiny_tokenizer("gpt2").backend_tokenizer.to_str(), limit=99).together == frozenset()
+    rust.decoder = decoders.ByteFallback()
+    assert OwnTokenizer.from_json(rust.to_str(), limit=99).together
+    rust.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.Fuse()])
+    assert OwnTokenizer.from_json(rust.to_str(), limit=99).together == frozenset()
 
 
 def test_a_long_answer_is_not_decoded_anew_for_each_token() -> None:

@@ -49,13 +49,25 @@ class Steps(Protocol):
 class Answer:
     """One row's answer while it grows. `finish` is one of FINISHES when it is done; the end token is no part of it."""
 
-    def __init__(self, how: Generation, *, most: int, key: str, seed: int, decode: Callable[[list[int]], str]) -> None:
-        """`most`: tokens it may have; `key` and `seed`: what it draws by; `decode` makes text of tokens."""
+    def __init__(
+        self,
+        how: Generation,
+        *,
+        most: int,
+        key: str,
+        seed: int,
+        decode: Callable[[list[int]], str],
+        together: frozenset[int] = frozenset(),
+    ) -> None:
+        """`most`: tokens it may have; `key` and `seed`: what it draws by; `decode` makes text of tokens, of a run of
+        those in `together` (`Tokenizer.together`) as of one."""
         self.tokens: list[int] = []
         self.finish: str | None = None
         self.most = most
-        self._how, self._decode = how, decode
+        self._how, self._decode, self._together = how, decode, together
         self._text, self._read = "", 0  # what the first so many tokens say
+        self._run = 0  # where the last run begins, which is the end if there is none
+        self._before, self._kept = "", 0  # what the tokens before a run say, and how many they are
         self._draws = generator(seed, "sample", key) if how.temperature else None
 
     def add(self, token: int) -> None:
@@ -64,6 +76,8 @@ class Answer:
             self.finish = "end"
             return
         self.tokens.append(token)
+        if token not in self._together:
+            self._run = len(self.tokens)
         if self._how.stop and _cut(self._grown(), self._how.stop) is not None:
             self.finish = "stop"
         elif len(self.tokens) >= self.most:
@@ -94,16 +108,24 @@ class Answer:
 
     @property
     def settled(self) -> str:
-        """The part of the text that further tokens cannot change: no half character, no beginning of a stop text."""
-        text = self.text
+        """The part of the text that further tokens cannot change: no half character, no beginning of a stop text, no
+        run of bytes that may go on."""
         if self.finish is not None:
-            return text
-        text = text.rstrip(HALF)
+            return self.text
+        text = self._apart().rstrip(HALF)
         longest = max((len(stop) for stop in self._how.stop), default=1) - 1
         for size in range(min(longest, len(text)), 0, -1):
             if any(stop.startswith(text[-size:]) for stop in self._how.stop):
                 return text[:-size]
         return text
+
+    def _apart(self) -> str:
+        """What the tokens before the last run say. It is kept while the run grows."""
+        if self._run == len(self.tokens):
+            self._before, self._kept = self._grown(), self._run
+        elif self._kept != self._run:
+            self._before, self._kept = self._decode(self.tokens[: self._run]), self._run
+        return self._before
 
     def _grown(self) -> str:
         """What all tokens say. Of a long answer its end alone is decoded, with and without what is new: a decoder may

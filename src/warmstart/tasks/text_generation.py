@@ -237,6 +237,7 @@ class TextGeneration:
                 key=feature.meta["key"],
                 seed=feature.meta["seed"] if feature.meta["seed"] is not None else self.seed,
                 decode=self._text,
+                together=self.tokenizer.together,
             )
             for feature in batch.features
         ]

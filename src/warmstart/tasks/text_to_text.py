@@ -261,7 +261,10 @@ class TextToText:
     def _answers(self, model: Any, batch: Batch) -> Iterator[Sequence[Answer]]:
         most, seed = self.max_new_tokens, self.seed
         keys = [feature.inputs["input_ids"].tobytes().hex() for feature in batch.features]
-        answers = [Answer(self.how, most=most, key=key, seed=seed, decode=self._text_of) for key in keys]
+        together = self.tokenizer.together
+        answers = [
+            Answer(self.how, most=most, key=key, seed=seed, decode=self._text_of, together=together) for key in keys
+        ]
         if self.beams > 1:
             return beam_search(model, batch.inputs, answers, self.how)
         return generate(EncoderDecoderSteps(model, batch.inputs, self.how, most), answers, self.how)
