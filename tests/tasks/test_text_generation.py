@@ -394,14 +394,28 @@ def test_the_cache_is_bounded(tiny: Callable[..., Path]) -> None:
     assert "MB" in caught.value.what and "cache_megabytes=" in caught.value.fix
 
 
-def test_a_model_that_answers_with_nan_gives_no_text(tiny: Callable[..., Path]) -> None:
-    pipe = load(tiny)
+@pytest.mark.parametrize("beams", [1, 2])
+def test_a_model_that_answers_with_nan_gives_no_text(tiny: Callable[..., Path], beams: int) -> None:
+    pipe = load(tiny, beams=beams)
     with torch.no_grad():
         pipe.model.lm_head.weight.fill_(float("nan"))
-    for call in (lambda: pipe(["x"]), lambda: list(pipe.stream("x"))):
+    for call in [lambda: pipe(["x"]), lambda: list(pipe.stream("x"))][: 3 - beams]:
         with pytest.raises(WarmstartError) as caught:
             call()
         assert caught.value.code == "output-not-a-number"
+
+
+def test_nan_in_a_search_loses_its_own_row_alone(tiny: Callable[..., Path]) -> None:
+    """In a batch of rows of several lengths, the one whose prompt holds a token that the model knows as NaN."""
+    pipe = load(tiny, beams=2)
+    token = pipe.tokenizer("#", add_special_tokens=False)["input_ids"][-1]
+    with torch.no_grad():
+        pipe.model.model.embed_tokens.weight[token] = float("nan")
+        pipe.model.lm_head.weight[token] = 0  # so that nobody says it
+    assert "#" not in "".join(prediction.generated_text for prediction in pipe(["x", "good film", "y"]))
+    with pytest.raises(WarmstartError) as caught:
+        pipe(["x", "good film", "#", "y"])
+    assert (caught.value.code, caught.value.where.row) == ("output-not-a-number", 2)
 
 
 # --- streams --------------------------------------------------------------------------------------------------------

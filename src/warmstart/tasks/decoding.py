@@ -270,16 +270,34 @@ def beam_search(
         most, length = key
         given = {name: tensor[places, -length:] for name, tensor in inputs.items()}
         start = given["input_ids"].shape[1] if decoder else 1
+        numbers = _Numbers(len(places))
         found = model.generate(
             **given,
+            logits_processor=[numbers],
             **ends(how, most, after=start, decoder=decoder),
             num_beams=how.beams,
             do_sample=False,
             length_penalty=how.length_penalty,
         )
-        for place, tokens in zip(places, found[:, start:].tolist(), strict=True):
-            answers[place].finish_with(tokens)
+        for place, tokens, is_lost in zip(places, found[:, start:].tolist(), numbers.lost, strict=True):
+            if is_lost:
+                answers[place].lose()
+            else:
+                answers[place].finish_with(tokens)
     yield answers
+
+
+class _Numbers:
+    """A processor of logits that changes none: it finds the rows of a search whose logits hold NaN."""
+
+    def __init__(self, rows: int) -> None:
+        self.lost = [False] * rows
+
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
+        """`scores` (rows * beams, V): the beams of a row stand together."""
+        lost = scores.isnan().any(dim=-1).view(len(self.lost), -1).any(dim=1)
+        self.lost = [before or now for before, now in zip(self.lost, lost.tolist(), strict=True)]
+        return scores
 
 
 def to_the_right(input_ids: Any, attention_mask: Any) -> tuple[Any, Any]:
