@@ -74,7 +74,7 @@ class Chat:
         before an answer otherwise once the answer is there.
         """
         messages, mark, flags = self._marked(row)
-        segments, written = list[Segment](), ""
+        segments, ids, written = list[Segment](), list[int](), ""
         for place, message in enumerate(messages):
             if message["role"] != "assistant":
                 continue
@@ -88,12 +88,19 @@ class Chat:
                     value=before[-80:],
                     fix="give prompt and completion, written as the model shall read them",
                 )
-            segments.append(Segment(tuple(self._ids(before[len(written) :], mark))))
-            said = self._ids(after[len(before) :], mark)
+            given = self._following(ids, self._ids(before, mark), before[len(written) :], mark)
+            said = self._following(ids + given, self._ids(after, mark), after[len(before) :], mark)
             end = self._end(said)
+            segments.append(Segment(tuple(given)))
             segments += [Segment(tuple(said[:end]), answered=True), Segment(tuple(said[end:]))]
+            ids += given + said
             written = after
         return segments, flags
+
+    def _following(self, ids: list[int], whole: list[int], text: str, mark: str) -> list[int]:
+        """What follows `ids` in the whole text's ids, whose last part is `text`: a tokenizer may write a text's first
+        word otherwise than the same word in its midst. Where a token reaches over the border, the ids of the part."""
+        return whole[len(ids) :] if whole[: len(ids)] == ids else self._ids(text, mark)
 
     def _opened(self, message: Message, row: Row, written: str) -> str:
         """What the template writes before the content of a conversation's first message, given with the content: there
@@ -150,7 +157,8 @@ class Chat:
         )
 
     def _marked(self, row: Row) -> tuple[list[Message], str, tuple[str, ...]]:
-        """The messages, with a mark inside each special token that somebody spelled out: it is text, whoever says so.
+        """The messages, with a mark before each character of a special token that somebody spelled out: it is text,
+        whoever says so.
 
         Also the mark ("" if there is none), and flags.
         """
@@ -167,19 +175,22 @@ class Chat:
         def clean(text: str) -> str:
             text = _SURROGATES.sub("\N{REPLACEMENT CHARACTER}", text)
             if mark and self._specials is not None:
-                text = self._specials.sub(lambda match: match[0][0] + mark + match[0][1:], text)
+                # Tokens may lie over each other: at each place the longest, whatever began before it.
+                spans = [match.span(1) for match in re.finditer(f"(?=({self._specials.pattern}))", text)]
+                places = {place for span in spans for place in range(*span)}
+                text = "".join(mark + letter if i in places else letter for i, letter in enumerate(text))
             return text
 
         return [{name: clean(text) for name, text in message.items()} for message in messages], mark, flags
 
     def _ids(self, text: str, mark: str) -> list[int]:
-        """The ids of a text in which special tokens are tokens, and those with the mark inside are text."""
+        """The ids of a text in which special tokens are tokens, and those with the mark before a letter are text."""
         if not mark:
             return list(self.tokenizer.reading_specials.encode(text, add_special_tokens=False).ids)
         ids: list[int] = []
         assert self._specials is not None, "there is a mark only where there are special tokens"
         end = 0
-        for match in [*self._specials.finditer(text), None]:
+        for match in [*re.finditer(f"(?<!{mark})(?:{self._specials.pattern})", text), None]:
             plain = text[end : match.start() if match else None].replace(mark, "")
             ids += self.tokenizer.rust.encode(plain, add_special_tokens=False).ids
             if match:

@@ -107,7 +107,9 @@ def _learned(rows: Sequence[Row], tokenizer: Tokenizer, chat: Chat, end: tuple[i
     texts = [text_of(row, "prompt") or "" for row in plain]
     prompts = iter(unbounded.encode(texts, wheres=[row.where for row in plain]))
     completions = [text_of(row, "completion", optional=True) for row in plain]
-    answers = iter(unbounded.encode([text for text in completions if text is not None]))
+    pairs = [(text, said) for text, said in zip(texts, completions, strict=True) if said is not None]
+    answers = iter(unbounded.encode([said for _, said in pairs]))
+    wholes = iter(unbounded.encode([text + said for text, said in pairs]))
     for row in rows:
         if _is_chat(row):
             segments, flags = chat.answered(row)
@@ -121,8 +123,11 @@ def _learned(rows: Sequence[Row], tokenizer: Tokenizer, chat: Chat, end: tuple[i
             parts = [ids[start : start + limit] for start in range(0, len(ids), limit)]
             yield [Learned(part, part, False, code.flags) for part in parts]
             continue
-        answer = next(answers)
-        given, said = Segment(tuple(ids.tolist())), Segment((*_without_specials(answer), *end), answered=True)
+        answer, whole, before = next(answers), _without_specials(next(wholes)), _without_specials(code)
+        # A tokenizer may write a text's first word otherwise than the same word in its midst.
+        goes_on = whole[: len(before)] == before
+        rest = whole[len(before) :] if goes_on else _without_specials(answer)
+        given, said = Segment(tuple(ids.tolist())), Segment((*rest, *end), answered=True)
         flags = tuple(dict.fromkeys(code.flags + tuple(flag for flag in answer.flags if flag != "empty-text")))
         yield [_joined([given, said], limit, flags)]
 
