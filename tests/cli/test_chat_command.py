@@ -37,6 +37,15 @@ def test_a_full_context_is_said_for_what_it_is(warmstart: Any, tiny: Callable[..
     assert "max_new_tokens" not in done.err
 
 
+def test_a_full_context_is_said_of_a_streamed_row_too(warmstart: Any, tiny: Callable[..., Path]) -> None:
+    full = ("--option", "max_new_tokens=100", "--option", "min_new_tokens=100", "--option", "max_length=40")
+    common = ("-m", tiny("llama", "generation"), *full, "--device", "cpu")
+    done = warmstart("predict", "--stream", *common, "is it fun")
+    assert done.code == 0 and "row 0: answer-shortened" in done.err
+    assert "row 0: the answer was cut: the model's context is full. A shorter prompt" in done.err
+    assert "max_new_tokens" not in done.err
+
+
 def test_an_interrupt_stops_the_answer_and_not_the_program(
     warmstart: Any, tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -50,8 +59,11 @@ def test_an_interrupt_stops_the_answer_and_not_the_program(
         return grow(self)
 
     monkeypatch.setattr(TextStream, "__next__", once)
-    done = warmstart("chat", "-m", tiny("llama", "generation"), *NEW, "--device", "cpu", stdin=b"is it fun\nwhy\n")
+    long = ("--option", "max_length=24")  # so that the beginning is left out, of the second turn too
+    lines = b"good good good good good is it fun\nwhy\n"
+    done = warmstart("chat", "-m", tiny("llama", "generation"), *NEW, *long, "--device", "cpu", stdin=lines)
     assert done.code == 0
+    assert done.err.count("the beginning of the conversation no longer fits and was left out") == 2
     [stopped] = interrupted
     assert done.out.startswith(f"{stopped.text} …\n")  # and the second answer is whole
     assert len(done.out) > len(stopped.text) + 4

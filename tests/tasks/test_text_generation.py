@@ -433,6 +433,16 @@ def test_a_stream_ends_with_the_prediction(tiny: Callable[..., Path]) -> None:
     assert caught.value.code == "stream-unsupported"
 
 
+def test_a_stream_knows_at_once_what_is_odd_about_its_prompt(tiny: Callable[..., Path]) -> None:
+    pipe = load(tiny, max_length=40)
+    for prompt in ("good " * 200 + "</s>", "x", " "):
+        predicted = pipe(prompt)
+        with pipe.stream(prompt) as stream:
+            assert (stream.truncated, stream.flags) == (predicted.truncated, predicted.flags)
+        assert stream.prediction is None
+    assert not predicted.truncated and predicted.flags == ("empty-text",)
+
+
 def test_half_a_character_waits_for_its_other_half() -> None:
     how = Generation(max_new_tokens=9, stop=("STOP",))
     said = ["caf", "\N{REPLACEMENT CHARACTER}", "é ST", "AR ST", "OP or"]

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from warmstart.cli import console
+from warmstart.cli.generated import why_cut
 from warmstart.cli.options import device_option, option_option
 
 
@@ -48,14 +49,10 @@ def _answer(pipe: Any, messages: list[dict[str, str]]) -> str:
     finally:
         stream.close()
     console.show("")
-    if stream.prediction is None:
-        return str(stream.text)
-    if stream.prediction.truncated:
+    if stream.truncated:
         console.say("the beginning of the conversation no longer fits and was left out")
-    if stream.prediction.finish_reason == "length" and "answer-shortened" in stream.prediction.flags:
-        console.say("the answer was cut: the model's context is full. A new conversation has room: Ctrl-D, then again")
-    elif stream.prediction.finish_reason == "length":
-        console.say("the answer was cut: --option max_new_tokens=… allows more")
+    if (cut := why_cut(stream, room="A new conversation has room: Ctrl-D, then again")) is not None:
+        console.say(cut)
     return str(stream.text)
 
 

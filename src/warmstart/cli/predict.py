@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from warmstart.cli import console
+from warmstart.cli.generated import why_cut
 from warmstart.cli.loading import open_pipeline
 from warmstart.cli.options import columns_option, device_option, option_option, precision_option, task_option
 from warmstart.display import escape_terminal
@@ -103,16 +104,18 @@ def _show_streams(pipe: Any, rows: Any) -> None:
     """Each row's text as it grows, and an end of the line after it; then what was odd about it, beside the output."""
     for row in rows:
         stream = pipe.stream(row)
-        for piece in stream:
-            console.write(piece)
-        console.show("")
         place = f"{row.where}: " if str(row.where) else ""
-        if stream.prediction.truncated:
-            console.say(f"{place}the text is longer than {pipe.task.prompt_limit:,} tokens and was cut")
-        if stream.prediction.flags:
-            console.say(f"{place}{', '.join(stream.prediction.flags)}")
-        if stream.prediction.finish_reason == "length":
-            console.say(f"{place}the answer was cut: --option max_new_tokens=… allows more")
+        try:
+            for piece in stream:
+                console.write(piece)
+        finally:
+            console.show("")
+            if stream.truncated:
+                console.say(f"{place}the text is longer than {pipe.task.prompt_limit:,} tokens and was cut")
+            if stream.flags:
+                console.say(f"{place}{', '.join(stream.flags)}")
+        if (cut := why_cut(stream, room="A shorter prompt leaves more")) is not None:
+            console.say(f"{place}{cut}")
 
 
 def _predict(

@@ -30,6 +30,7 @@ class TextStream:
             print(piece, end="", flush=True)
         stream.prediction.finish_reason
 
+    `truncated` and `flags` tell what was odd about the prompt, as those of the prediction do, before the first piece.
     `close` stops the answer and frees its key-value cache; so does leaving a `with` block, and letting go of the
     object. What came until then stays in `text`.
     """
@@ -47,6 +48,8 @@ class TextStream:
         self.prediction: Any = None
         self._task, self._row, self._device = task, row, runtime.device
         self._features = list(task.encode([row]))
+        self.truncated = any(feature.meta["truncated"] for feature in self._features)
+        self.flags: tuple[str, ...] = self._features[0].meta["flags"]
         self._steps = runtime.stream(collate(self._features, task.pads))
         self._answer: Answer | None = None
 
