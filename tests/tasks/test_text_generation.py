@@ -275,6 +275,23 @@ def test_a_token_that_ends_the_text_ends_the_answer(tiny: Callable[..., Path], t
     assert caught.value.code == "json-invalid"
 
 
+def test_a_stop_that_is_a_special_token_ends_the_answer_as_a_token(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    """No text shows it. What is learned ends as before: with the checkpoint's own end."""
+    folder = stored(tiny, tmp_path, "llama", {"sequence_bias": [[[4], 50.0]]})
+    token = "<mask>"
+    plain = ws.load(folder, options=NEW, device="cpu")
+    assert plain.tokenizer.convert_ids_to_tokens(4) == token
+    assert (plain("x").generated_text, plain("x").finish_reason) == ("", "length")
+    for beams, stop in ((1, token), (1, ["never said", token]), (2, token)):
+        pipe = ws.load(folder, options=NEW | {"stop": stop, "beams": beams}, device="cpu")
+        assert (pipe("x").new_tokens, pipe("x").finish_reason) == (0, "end")
+        assert task_of(pipe).end_ids == task_of(plain).end_ids
+    for stop in ("\n" + token, token + token):
+        with pytest.raises(UsageError) as caught:
+            ws.load(folder, options=NEW | {"stop": ["never said", stop]}, device="cpu")
+        assert (caught.value.code, caught.value.value) == ("option-value", stop)
+
+
 def test_options_that_contradict_each_other_are_refused(tiny: Callable[..., Path]) -> None:
     conflicts: list[dict[str, Any]] = [
         {"beams": 2, "temperature": 1.0}, {"beams": 2, "stop": "x"}, {"top_k": 3}, {"top_p": 0.5},

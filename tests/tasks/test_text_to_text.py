@@ -170,6 +170,28 @@ def test_a_stop_text_ends_the_answer(tiny_root: Path) -> None:
     assert (cut.text, cut.finish_reason) == (whole.text[: whole.text.index(stop)], "stop")
 
 
+@pytest.mark.parametrize("beams", [1, 2])
+@pytest.mark.parametrize("family", ENCODER_DECODERS)
+def test_a_model_that_answers_with_nan_gives_no_text(tiny_root: Path, family: str, beams: int) -> None:
+    pipe = loaded(tiny_root, family, beams=beams)
+    with torch.no_grad():
+        pipe.model.lm_head.weight.fill_(float("nan"))
+    with pytest.raises(WarmstartError) as caught:
+        pipe(TEXTS[:2])
+    assert (caught.value.code, caught.value.where.row) == ("output-not-a-number", 0)
+
+
+def test_a_stop_that_is_a_special_token_ends_the_answer_as_a_token(tiny_root: Path, tmp_path: Path) -> None:
+    folder = copy_of(checkpoint(tiny_root, "marian"), tmp_path / "marian")
+    edit_json(folder / "generation_config.json", {"sequence_bias": [[[4], 50.0]]})
+    found = ws.load(folder, options={"max_new_tokens": 8, "stop": "<mask>"}, device="cpu")("x")
+    assert (found.new_tokens, found.finish_reason) == (0, "end")
+    assert ws.load(folder, options={"max_new_tokens": 8}, device="cpu")("x").finish_reason == "length"
+    with pytest.raises(UsageError) as caught:
+        ws.load(folder, options={"stop": " <mask>"}, device="cpu")
+    assert caught.value.code == "option-value"
+
+
 def test_the_cache_bounds_a_batch(tiny_root: Path) -> None:
     task = loaded(tiny_root, "bart", cache_megabytes=1).task
     assert isinstance(task, TextToText)

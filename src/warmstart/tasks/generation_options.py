@@ -11,6 +11,7 @@ from typing import Any
 
 from warmstart.errors import CheckpointError, UsageError
 from warmstart.tasks.option_rules import Rule
+from warmstart.tokenization import Tokenizer
 
 # Options of every generating task, which has a field of each name; `Generation` tells what they mean.
 GENERATION_OPTIONS = (
@@ -84,6 +85,28 @@ class Generation:
 def stops(value: str | list[str] | tuple[str, ...]) -> tuple[str, ...]:
     """The option `stop` as a task keeps it."""
     return (value,) if isinstance(value, str) else tuple(value)
+
+
+def generation_of(options: Mapping[str, Any], tokenizer: Tokenizer, end_ids: tuple[int, ...]) -> Generation:
+    """A generating task's options together; `options` holds a value for each of GENERATION_OPTIONS.
+
+    A text of `stop` that is a special token of the checkpoint ends an answer as the tokens of `end_ids` do: it says
+    nothing, so no text would show it.
+
+    Raises UsageError "option-conflict", and "option-value" for a stop text with a special token among other things.
+    """
+    chosen = {name: options[name] for name in GENERATION_OPTIONS if name != "cache_megabytes"}
+    chosen["stop"] = tuple(text for text in options["stop"] if text not in tokenizer.specials)
+    ends = tuple(tokenizer.rust.token_to_id(text) for text in options["stop"] if text in tokenizer.specials)
+    for text in chosen["stop"]:
+        if found := next((token for token in sorted(tokenizer.specials) if token in text), None):
+            raise UsageError(
+                "option-value",
+                f"no answer says the special token {found!r}, so none can be stopped by a text that has it",
+                value=text,
+                fix=f"set stop={found!r}, which ends an answer as a token, or leave it out of the text",
+            )
+    return Generation(**chosen, end_ids=tuple(dict.fromkeys(end_ids + ends)), pad_id=tokenizer.pad_id)
 
 
 def end_ids_of(config: Mapping[str, Any], folder: Path) -> tuple[int, ...]:

@@ -26,6 +26,7 @@ from warmstart.tasks.generation_options import (
     Generation,
     cache_bytes_a_token,
     end_ids_of,
+    generation_of,
     rows_at_most,
     stops,
     stored_settings,
@@ -221,9 +222,8 @@ class TextGeneration:
 
     @cached_property
     def how(self) -> Generation:
-        """The options together. Raises UsageError "option-conflict"."""
-        chosen = {name: vars(self)[name] for name in GENERATION_OPTIONS if name != "cache_megabytes"}
-        return Generation(**chosen, end_ids=self.end_ids, pad_id=self.tokenizer.pad_id)
+        """The options together. Raises UsageError "option-conflict", "option-value"."""
+        return generation_of(vars(self), self.tokenizer, self.end_ids)
 
     @cached_property
     def _chat(self) -> Chat:
