@@ -25,6 +25,7 @@ from warmstart.tasks.generation_options import (
     GENERATION_RULES,
     Generation,
     cache_bytes_a_token,
+    cache_too_large,
     end_ids_of,
     rows_at_most,
     stops,
@@ -156,12 +157,12 @@ class TextToText:
         return self.tokenizer.limit
 
     def rows_at_most(self, longest: int) -> int:
-        """How many rows of at most `longest` tokens have caches that fit into `cache_megabytes`; at least one."""
+        """How many rows of at most `longest` tokens have caches that fit into `cache_megabytes`."""
         tokens = longest + self.max_new_tokens  # the decoder keeps what it reads of the source, and what it said
-        return max(1, rows_at_most(tokens, self.how, bytes_a_token=self.bytes_a_token, megabytes=self.cache_megabytes))
+        return rows_at_most(tokens, self.how, bytes_a_token=self.bytes_a_token, megabytes=self.cache_megabytes)
 
     def encode(self, rows: Sequence[Row], *, train: bool = False) -> Iterator[Feature]:
-        """Raises DataError "text-too-long" with `long_text="error"`."""
+        """Raises DataError "text-too-long" with `long_text="error"`; "cache-too-large", but not with `train`."""
         return self._features(rows, train=train)
 
     def exam(self, rows: Sequence[Row]) -> Iterator[Feature]:
@@ -197,6 +198,12 @@ class TextToText:
             lengths = [len(inputs["input_ids"]), *map(len, targets.values())]
             # A batch that is run is as wide as its longest feature says: no wider than the encoder has places.
             length = max(lengths) if exam else sum(lengths)
+            if (exam or not train) and not self.rows_at_most(length):
+                raise cache_too_large(
+                    *(rows[index], length, self.max_new_tokens, self.how),
+                    bytes_a_token=self.bytes_a_token,
+                    megabytes=self.cache_megabytes,
+                )
             yield Feature(index, 0, inputs, targets, meta, length=length)
 
     def _labels(self, rows: Sequence[Row], *, said: bool) -> list[dict[str, Array]]:
