@@ -244,7 +244,7 @@ class TextGeneration:
                 self.how,
                 most=self._most(feature.length),
                 key=feature.meta["key"],
-                seed=feature.meta["seed"] if feature.meta["seed"] is not None else self.seed,
+                seed=feature.meta["seed"] if feature.meta["seed"] is not None else self.how.seed,
                 decode=self._text,
             )
             for feature in batch.features
@@ -252,7 +252,7 @@ class TextGeneration:
         if self.beams == 1:
             mosts = [answer.most for answer in answers]
             steps = CausalSteps(model, batch.inputs["input_ids"], batch.inputs["attention_mask"], self.how, mosts)
-            return generate(steps, answers, self.how)
+            return generate(steps, answers, self.how, batch.features)
         ids, mask = to_the_right(batch.inputs["input_ids"], batch.inputs["attention_mask"])
         return beam_search(model, {"input_ids": ids, "attention_mask": mask}, answers, self.how)
 

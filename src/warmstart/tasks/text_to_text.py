@@ -266,12 +266,13 @@ class TextToText:
         return self._answers(model, batch)
 
     def _answers(self, model: Any, batch: Batch) -> Iterator[Sequence[Answer]]:
-        most, seed = self.max_new_tokens, self.seed
+        most, seed = self.max_new_tokens, self.how.seed
         keys = [feature.inputs["input_ids"].tobytes().hex() for feature in batch.features]
         answers = [Answer(self.how, most=most, key=key, seed=seed, decode=self._text_of) for key in keys]
         if self.beams > 1:
             return beam_search(model, batch.inputs, answers, self.how)
-        return generate(EncoderDecoderSteps(model, batch.inputs, self.how, most), answers, self.how)
+        steps = EncoderDecoderSteps(model, batch.inputs, self.how, most)
+        return generate(steps, answers, self.how, batch.features)
 
     def _text_of(self, tokens: list[int]) -> str:
         return str(self.tokenizer.rust.decode(tokens, skip_special_tokens=True))
