@@ -14,10 +14,6 @@ from warmstart.rows import Row
 from warmstart.tasks.option_rules import Rule
 
 # Options of every generating task, which has a field of each name; `Generation` tells what they mean.
-GENERATION_OPTIONS = (
-    *("max_new_tokens", "min_new_tokens", "temperature", "top_k", "top_p", "beams", "length_penalty", "stop", "seed"),
-    "cache_megabytes",
-)
 GENERATION_RULES: Mapping[str, tuple[Any, ...] | Rule] = {
     "max_new_tokens": (int,),
     "min_new_tokens": Rule(lambda value: type(value) is int and value >= 0, "a whole number from 0"),
@@ -30,6 +26,7 @@ GENERATION_RULES: Mapping[str, tuple[Any, ...] | Rule] = {
     "seed": Rule(lambda value: type(value) is int and value >= 0, "a whole number from 0"),
     "cache_megabytes": (int,),
 }
+GENERATION_OPTIONS = tuple(GENERATION_RULES)
 _MOST_STOPS = 16
 
 # Where configs keep the sizes of a key-value cache, by the names that model families give them; the decoder's first.
