@@ -1,7 +1,7 @@
 """The measurements of generation, with `starter-chat` (SmolLM2-135M-Instruct): `python benchmarks/generation.py PART`
 
-equal     greedy text beside `model.generate` of transformers, alone, in batches, streamed; and Paris
-speed     time to the first token; 64 prompts in batches beside one at a time
+equal     greedy text beside plain transformers on the converted folder, alone, in batches, streamed; and Paris
+speed     time to load the converted folder, and to the first token; 64 prompts in batches beside one at a time
 learning  perplexity on review texts before and after fine-tuning on the training part, with intervals
 
 Each part replaces its own record in `generation.jsonl`; the table `generation.md` is written from them.
@@ -18,8 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import warmstart as ws
+from warmstart.checkpoints import find
 from warmstart.rows import Row, read
 from warmstart.tasks import find_task
 
@@ -43,7 +45,7 @@ def prompts(count: int) -> list[Row]:
 def equal() -> dict[str, Any]:
     pipe = ws.load("starter-chat", options=FEW, device="cpu")
     rows = prompts(50)
-    theirs = [_generate(pipe, row) for row in rows]
+    theirs = _theirs(rows)
     alone = [pipe(row).generated_text for row in rows]
     batched = [prediction.generated_text for prediction in pipe(rows)]
     streamed = ["".join(pipe.stream(row)) for row in rows]
@@ -57,20 +59,30 @@ def equal() -> dict[str, Any]:
     }
 
 
-def _generate(pipe: Any, row: Row) -> str:
-    """What transformers' own tokenizer, template and `generate` give."""
+def _theirs(rows: list[Row]) -> list[str]:
+    """What transformers' own tokenizer, template and `generate` give, of the same folder and nothing of ours."""
+    folder = find("starter-chat").folder
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    return [_generate(model, tokenizer, row) for row in rows]
+
+
+def _generate(model: Any, tokenizer: Any, row: Row) -> str:
     if "messages" in row:
-        made = pipe.tokenizer.apply_chat_template(row["messages"], add_generation_prompt=True, return_tensors="pt")
+        made = tokenizer.apply_chat_template(row["messages"], add_generation_prompt=True, return_tensors="pt")
         inputs = made if isinstance(made, torch.Tensor) else made["input_ids"]
     else:
-        inputs = pipe.tokenizer(row["prompt"], return_tensors="pt")["input_ids"]
+        inputs = tokenizer(row["prompt"], return_tensors="pt")["input_ids"]
     with torch.inference_mode():
-        found = pipe.model.generate(inputs, attention_mask=torch.ones_like(inputs), do_sample=False, **FEW)
-    return str(pipe.tokenizer.decode(found[0, inputs.shape[1] :], skip_special_tokens=True))
+        found = model.generate(inputs, attention_mask=torch.ones_like(inputs), do_sample=False, **FEW)
+    return str(tokenizer.decode(found[0, inputs.shape[1] :], skip_special_tokens=True))
 
 
 def speed() -> dict[str, Any]:
-    pipe = ws.load("starter-chat", options=NEW, device="cpu")
+    folder = find("starter-chat").folder  # converted by now
+    started = time.perf_counter()
+    pipe = ws.load(folder, options=NEW, device="cpu")
+    loaded = time.perf_counter() - started
     firsts = []
     for row in [PARIS, *prompts(8)]:
         started = time.perf_counter()
@@ -84,7 +96,13 @@ def speed() -> dict[str, Any]:
         started = time.perf_counter()
         tokens = sum(prediction.new_tokens for prediction in pipe(rows, max_tokens=budget))
         seconds[name].append(time.perf_counter() - started)
-    return {"first_token_seconds": firsts, "rows": len(rows), "new_tokens": tokens, "seconds": seconds}
+    return {
+        "load_seconds": loaded,
+        "first_token_seconds": firsts,
+        "rows": len(rows),
+        "new_tokens": tokens,
+        "seconds": seconds,
+    }
 
 
 def learning() -> dict[str, Any]:
@@ -137,13 +155,15 @@ def _table(records: dict[str, dict[str, Any]]) -> str:
     if found := records.get("equal"):
         same = ", ".join(f"{name} {found[name]} of {found['prompts']}" for name in ("alone", "batched", "streamed"))
         lines += [
-            f"- The same greedy text as `model.generate`: {same} prompts, at most "
+            f"- The same greedy text as `model.generate` of plain transformers: {same} prompts, at most "
             f"{found['new_tokens']} new tokens each.",
             f"- Paris: “{found['paris']}”",
         ]
     if found := records.get("speed"):
         alone, batched = (min(found["seconds"][name]) for name in ("alone", "batched"))
         firsts = sorted(found["first_token_seconds"])
+        if "load_seconds" in found:  # records from before it was measured have none
+            lines += [f"- The converted folder is loaded in {found['load_seconds']:.1f} s."]
         lines += [
             f"- First token after {firsts[len(firsts) // 2]:.2f} s (median), {firsts[-1]:.2f} s (worst of "
             f"{len(firsts)} prompts).",

@@ -8,13 +8,17 @@ torch runtime turns a batch's arrays into tensors (the same struct, other leaves
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 Array = np.ndarray[Any, np.dtype[Any]]
+
+
+def always() -> bool:
+    return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +31,7 @@ class Feature:
     targets: Mapping[str, Array] = field(default_factory=dict)  # what the loss reads; empty unless train=True
     meta: Mapping[str, Any] = field(default_factory=dict)  # what decode reads; never reaches a model
     length: int = 0  # tokens, special tokens included: what planning counts
+    wanted: Callable[[], bool] = always  # does anybody wait for its output: what generates asks between two tokens
 
 
 @dataclass(frozen=True, slots=True)

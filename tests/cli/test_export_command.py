@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import warmstart as ws
 from support.exports import rows, tiny_export
@@ -35,6 +36,26 @@ def test_export_says_how_it_agrees(warmstart: Any, tiny: Callable[..., Path], da
     assert Path("out/export.json").is_file()
     again = warmstart("export", "-m", tiny("distilbert"), "-o", "out", "-d", data)
     assert again.code == 2 and "target-exists" in again.err
+
+
+def test_plain_transformers_loads_an_exported_chat_model(
+    warmstart: Any, tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    source, data = tiny("llama", "generation"), tmp_path / "prompts.jsonl"
+    data.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in ("good words", "a film", "happy", "sad")))
+    done = warmstart("export", "-m", source, "-o", "out", "--format", "safetensors", "-d", data, "--parity-rows", 4)
+    assert done.code == 0, done.err
+    messages = [{"role": "user", "content": "is it fun"}]
+    prompts, answers = [], []
+    for folder in (source, Path("out").absolute()):
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        model = AutoModelForCausalLM.from_pretrained(folder)
+        prompts.append(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+        inputs = tokenizer(prompts[-1], return_tensors="pt", return_token_type_ids=False)
+        asked = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": tokenizer.pad_token_id}
+        answers.append(model.generate(**inputs, **asked).tolist())
+    assert "is it fun" in prompts[0] and prompts[1] == prompts[0]
+    assert answers[1] == answers[0]
 
 
 def test_a_failed_gate_lists_the_rows_and_is_exit_code_1(warmstart: Any, tiny: Callable[..., Path], data: Path) -> None:

@@ -167,6 +167,7 @@ HOSTILE = {
     "macro-loop": "{% macro f(n) %}{% for i in range(9999) %}{{ f(n) }}{% endfor %}{% endmacro %}{{ f(1) }}",
     "macro-text": "{% macro f(a) %}{{ a }}{{ a }}{% endmacro %}{{ f(f(f(f(f(f('x' * 99999)))))) }}",
     "many-loops": "{% for i in [1] %}" * 99 + "{% endfor %}" * 99,
+    "long-list": "{{ [" + "1," * 32000 + "1] }}",
     "many-brackets": "{{ " + "(" * 9999 + "1" + ")" * 9999 + " }}",
     "many-terms": "{{ 1" + " + 1" * 9999 + " }}",
     "concat": "{{ 'x' * 999999" + " ~ 'x' * 999999" * 99 + " }}",

@@ -198,7 +198,23 @@ def test_the_cache_bounds_a_batch(tiny_root: Path) -> None:
     # Two vectors of 32 float32 numbers in each of two layers, for what is read and what is said.
     assert task.rows_at_most(24) == (1 << 20) // ((24 + 8) * 2 * 2 * 32 * 4)
     assert dataclasses.replace(task, beams=4).rows_at_most(24) == task.rows_at_most(24) // 4
-    assert task.rows_at_most(10**9) == 1
+    assert task.rows_at_most(10**9) == 0
+
+
+def test_a_row_whose_cache_does_not_fit_alone_is_refused(tiny_root: Path, tmp_path: Path) -> None:
+    pipe = loaded(tiny_root, "t5", cache_megabytes=1, max_new_tokens=4000)
+    rows = [Row({"source": text, "target": "good"}) for text in TEXTS]
+    for call in (lambda: pipe(TEXTS), lambda: list(pipe.stream(TEXTS[0])), lambda: ws.evaluate(pipe, rows)):
+        with pytest.raises(DataError) as caught:
+            call()
+        assert caught.value.code == "cache-too-large"
+        assert "4,000 new ones need 2.0 MB" in caught.value.what and "cache_megabytes=2" in caught.value.fix
+    assert len(list(pipe.task.encode(rows, train=True))) == len(rows)  # nothing is generated in training
+    run, options = tmp_path / "run", {"cache_megabytes": 1, "max_new_tokens": 4000}
+    with pytest.raises(DataError) as caught:
+        ws.train(checkpoint(tiny_root, "t5"), rows, output=run, task="text-to-text", options=options, validation=rows)
+    assert caught.value.code == "cache-too-large", "before the first step: evaluation will generate"
+    assert loaded(tiny_root, "t5", cache_megabytes=2, max_new_tokens=4000).task.rows_at_most(10) == 1
 
 
 # --- the source -----------------------------------------------------------------------------------------------------

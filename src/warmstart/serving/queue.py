@@ -45,6 +45,9 @@ class Job:
         """Nobody waits for it any more: it failed, or its client left."""
         return self.future.done()
 
+    def wanted(self) -> bool:
+        return not self.gone
+
     @property
     def complete(self) -> bool:
         return len(self.outputs) == len(self.features)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import threading
 import time
@@ -89,7 +90,8 @@ class Worker:
 
     def _run(self, batch: Sequence[Piece]) -> None:
         started = time.monotonic()
-        features = [piece.feature for piece in batch]
+        # What generates lets go of an answer whose client leaves meanwhile.
+        features = [dataclasses.replace(piece.feature, wanted=piece.job.wanted) for piece in batch]
         results = run_isolating(self._task, self._runtime, features)
         self._metrics.stage(self._name, "run", time.monotonic() - started)
         lengths = [feature.length for feature in features]

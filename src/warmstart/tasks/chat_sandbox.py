@@ -43,7 +43,7 @@ from warmstart.tasks.chat_functions import (
     text_of,
 )
 
-LONGEST_SOURCE = 64 << 10  # characters
+LONGEST_SOURCE = 32 << 10  # characters: compiling has no clock, and takes longest over one long list
 
 _DEEPEST = 50  # macros inside each other
 _GENERATION = re.compile(r"(\{%-?\s*)(end)?generation(\s*-?%\})")  # a mark of transformers' own, around answers

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from warmstart.features import Array
+from warmstart.features import Array, Feature
 from warmstart.randomness import generator
 from warmstart.tasks.generation_options import Generation
 from warmstart.tasks.processors import ProcessedPrompts, ends, prepared
@@ -170,8 +170,11 @@ def stacked(answers: Sequence[Answer], like: Any) -> dict[str, Any]:
     }
 
 
-def generate(steps: Steps, answers: Sequence[Answer], how: Generation) -> Iterator[Sequence[Answer]]:
-    """Let all answers grow by a token at a time until each is done; yields them after every token.
+def generate(
+    steps: Steps, answers: Sequence[Answer], how: Generation, features: Sequence[Feature]
+) -> Iterator[Sequence[Answer]]:
+    """Let all answers grow by a token at a time until each is done, or its feature is wanted no more; yields them after
+    every token.
 
     The key-value cache lives in `steps`: whoever stops early closes this iterator and lets go of it.
     """
@@ -186,6 +189,9 @@ def generate(steps: Steps, answers: Sequence[Answer], how: Generation) -> Iterat
             else:
                 answer.add(token)
         yield answers
+        for answer, feature in zip(answers, features, strict=True):
+            if answer.finish is None and not feature.wanted():
+                answer.finish = "length"  # which nobody reads
         going = [place for place, answer in enumerate(live) if answer.finish is None]
         if not going:
             return

@@ -9,15 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from warmstart.errors import CheckpointError, UsageError
+from warmstart.errors import CheckpointError, DataError, UsageError
+from warmstart.rows import Row
 from warmstart.tasks.option_rules import Rule
 from warmstart.tokenization import Tokenizer
 
 # Options of every generating task, which has a field of each name; `Generation` tells what they mean.
-GENERATION_OPTIONS = (
-    *("max_new_tokens", "min_new_tokens", "temperature", "top_k", "top_p", "beams", "length_penalty", "stop", "seed"),
-    "cache_megabytes",
-)
 GENERATION_RULES: Mapping[str, tuple[Any, ...] | Rule] = {
     "max_new_tokens": (int,),
     "min_new_tokens": Rule(lambda value: type(value) is int and value >= 0, "a whole number from 0"),
@@ -30,6 +27,7 @@ GENERATION_RULES: Mapping[str, tuple[Any, ...] | Rule] = {
     "seed": Rule(lambda value: type(value) is int and value >= 0, "a whole number from 0"),
     "cache_megabytes": (int,),
 }
+GENERATION_OPTIONS = tuple(GENERATION_RULES)
 _MOST_STOPS = 16
 
 # Where configs keep the sizes of a key-value cache, by the names that model families give them; the decoder's first.
@@ -175,6 +173,21 @@ def rows_at_most(tokens: int, how: Generation, *, bytes_a_token: int, megabytes:
     `bytes_a_token` is 0, not known, it is 1."""
     row = tokens * bytes_a_token * how.beams
     return (megabytes << 20) // row if row else 1
+
+
+def cache_too_large(
+    row: Row, prompt: int, new: int, how: Generation, *, bytes_a_token: int, megabytes: int
+) -> DataError:
+    """What a row is refused by whose `prompt` and `new` tokens do not fit into the cache even alone."""
+    needed = (prompt + new) * bytes_a_token * how.beams
+    return DataError(
+        "cache-too-large",
+        f"{prompt:,} tokens of prompt and {new:,} new ones need {needed / 2**20:,.1f} MB of key-value cache, "
+        f"{megabytes:,} MB are allowed",
+        where=row.where,
+        value=prompt + new,
+        fix=f"set cache_megabytes={-(-needed >> 20)}, or lower max_new_tokens, beams or max_length",
+    )
 
 
 def _decoder(config: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from warmstart.errors import DataError, UsageError
+from warmstart.errors import UsageError
 from warmstart.features import Array, Batch, Feature, Pad
 from warmstart.metrics import Measure
 from warmstart.rows import Field, Row
@@ -25,6 +25,7 @@ from warmstart.tasks.generation_options import (
     GENERATION_RULES,
     Generation,
     cache_bytes_a_token,
+    cache_too_large,
     end_ids_of,
     generation_of,
     rows_at_most,
@@ -134,22 +135,26 @@ class TextGeneration:
         return self.tokenizer.limit - min(self.max_new_tokens, self.tokenizer.limit // _ROOM)
 
     def rows_at_most(self, longest: int) -> int:
-        grown = min(longest + self.max_new_tokens, self.tokenizer.limit)
+        grown = longest + self._most(longest)
         return rows_at_most(grown, self.how, bytes_a_token=self.bytes_a_token, megabytes=self.cache_megabytes)
 
     def encode(self, rows: Sequence[Row], *, train: bool = False) -> Iterator[Feature]:
         """A prompt is one feature. With `train` a text over the limit is as many as it takes; other rows lose their
-        beginning."""
+        beginning. Raises DataError "cache-too-large" for a prompt, and those of `asked` or `learned`."""
         if train:
             yield from self._learned(rows)
             return
         for index, told in enumerate(asked(rows, self.tokenizer, self._chat, self.prompt_limit, self.long_text)):
             length = len(told.ids)
             if not self.rows_at_most(length):
-                raise self._too_large(rows[index], length)
+                raise cache_too_large(
+                    *(rows[index], length, self._most(length), self.how),
+                    bytes_a_token=self.bytes_a_token,
+                    megabytes=self.cache_megabytes,
+                )
             inputs = {"input_ids": told.ids, "attention_mask": np.ones_like(told.ids)}
-            room = self.tokenizer.limit - length
-            flags = told.flags if room >= self.max_new_tokens else (*told.flags, "answer-shortened")
+            shortened = self._most(length) < self.max_new_tokens
+            flags = (*told.flags, "answer-shortened") if shortened else told.flags
             meta = {"truncated": told.truncated, "flags": flags, "key": told.key, "seed": told.seed}
             yield Feature(index, 0, inputs, meta=meta, length=length)
 
@@ -229,13 +234,17 @@ class TextGeneration:
     def _chat(self) -> Chat:
         return self.chat or Chat(self.tokenizer)
 
+    def _most(self, length: int) -> int:
+        """Tokens that the answer to a prompt of `length` may have."""
+        return min(self.max_new_tokens, self.tokenizer.limit - length)
+
     def _answers(self, model: Any, batch: Batch) -> Iterator[Sequence[Answer]]:
         answers = [
             Answer(
                 self.how,
-                most=min(self.max_new_tokens, self.tokenizer.limit - feature.length),
+                most=self._most(feature.length),
                 key=feature.meta["key"],
-                seed=feature.meta["seed"] if feature.meta["seed"] is not None else self.seed,
+                seed=feature.meta["seed"] if feature.meta["seed"] is not None else self.how.seed,
                 decode=self._text,
                 together=self.tokenizer.together,
             )
@@ -244,7 +253,7 @@ class TextGeneration:
         if self.beams == 1:
             mosts = [answer.most for answer in answers]
             steps = CausalSteps(model, batch.inputs["input_ids"], batch.inputs["attention_mask"], self.how, mosts)
-            return generate(steps, answers, self.how)
+            return generate(steps, answers, self.how, batch.features)
         ids, mask = to_the_right(batch.inputs["input_ids"], batch.inputs["attention_mask"])
         return beam_search(model, {"input_ids": ids, "attention_mask": mask}, answers, self.how)
 
@@ -282,18 +291,6 @@ class TextGeneration:
 
     def _text(self, tokens: list[int]) -> str:
         return str(self.tokenizer.rust.decode(tokens, skip_special_tokens=True))
-
-    def _too_large(self, row: Row, length: int) -> DataError:
-        tokens = length + self.max_new_tokens
-        needed = tokens * self.bytes_a_token * self.beams
-        return DataError(
-            "cache-too-large",
-            f"{length:,} tokens of prompt and {self.max_new_tokens:,} new ones need {needed / 2**20:,.0f} MB of "
-            f"key-value cache, {self.cache_megabytes:,} MB are allowed",
-            where=row.where,
-            value=tokens,
-            fix=f"set cache_megabytes={-(-needed >> 20)}, or lower max_new_tokens, beams or max_length",
-        )
 
 
 def _next(labels: Any) -> Any:

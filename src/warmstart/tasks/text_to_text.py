@@ -25,6 +25,7 @@ from warmstart.tasks.generation_options import (
     GENERATION_RULES,
     Generation,
     cache_bytes_a_token,
+    cache_too_large,
     end_ids_of,
     generation_of,
     rows_at_most,
@@ -156,12 +157,12 @@ class TextToText:
         return self.tokenizer.limit
 
     def rows_at_most(self, longest: int) -> int:
-        """How many rows of at most `longest` tokens have caches that fit into `cache_megabytes`; at least one."""
+        """How many rows of at most `longest` tokens have caches that fit into `cache_megabytes`."""
         tokens = longest + self.max_new_tokens  # the decoder keeps what it reads of the source, and what it said
-        return max(1, rows_at_most(tokens, self.how, bytes_a_token=self.bytes_a_token, megabytes=self.cache_megabytes))
+        return rows_at_most(tokens, self.how, bytes_a_token=self.bytes_a_token, megabytes=self.cache_megabytes)
 
     def encode(self, rows: Sequence[Row], *, train: bool = False) -> Iterator[Feature]:
-        """Raises DataError "text-too-long" with `long_text="error"`."""
+        """Raises DataError "text-too-long" with `long_text="error"`; "cache-too-large", but not with `train`."""
         return self._features(rows, train=train)
 
     def exam(self, rows: Sequence[Row]) -> Iterator[Feature]:
@@ -197,6 +198,12 @@ class TextToText:
             lengths = [len(inputs["input_ids"]), *map(len, targets.values())]
             # A batch that is run is as wide as its longest feature says: no wider than the encoder has places.
             length = max(lengths) if exam else sum(lengths)
+            if (exam or not train) and not self.rows_at_most(length):
+                raise cache_too_large(
+                    *(rows[index], length, self.max_new_tokens, self.how),
+                    bytes_a_token=self.bytes_a_token,
+                    megabytes=self.cache_megabytes,
+                )
             yield Feature(index, 0, inputs, targets, meta, length=length)
 
     def _labels(self, rows: Sequence[Row], *, said: bool) -> list[dict[str, Array]]:
@@ -259,7 +266,7 @@ class TextToText:
         return self._answers(model, batch)
 
     def _answers(self, model: Any, batch: Batch) -> Iterator[Sequence[Answer]]:
-        most, seed = self.max_new_tokens, self.seed
+        most, seed = self.max_new_tokens, self.how.seed
         keys = [feature.inputs["input_ids"].tobytes().hex() for feature in batch.features]
         together = self.tokenizer.together
         answers = [
@@ -267,7 +274,8 @@ class TextToText:
         ]
         if self.beams > 1:
             return beam_search(model, batch.inputs, answers, self.how)
-        return generate(EncoderDecoderSteps(model, batch.inputs, self.how, most), answers, self.how)
+        steps = EncoderDecoderSteps(model, batch.inputs, self.how, most)
+        return generate(steps, answers, self.how, batch.features)
 
     def _text_of(self, tokens: list[int]) -> str:
         return str(self.tokenizer.rust.decode(tokens, skip_special_tokens=True))

@@ -16,6 +16,7 @@ from warmstart.pipeline import Pipeline
 from warmstart.provenance import environment, folder_digest, rows_digest
 from warmstart.rows import Row, hold_out, read
 from warmstart.tasks import TASKS, Task
+from warmstart.tasks.contract import NeedsExam
 from warmstart.training.batches import Batches, make_batches
 from warmstart.training.class_weights import weigh_classes
 from warmstart.training.config import TrainConfig
@@ -75,6 +76,9 @@ def prepare_run(
     _check_coupled(learned, config)
     for _ in learned.encode(held_out, train=True):
         pass  # a validation row that cannot be used is an error now, not after the first epoch
+    if isinstance(learned, NeedsExam):
+        for _ in learned.exam(held_out):
+            pass  # nor one that can be learned, and not judged
     batches = make_batches(learned, rows, seed=config.seed, batch_size=config.batch_size, max_tokens=config.max_tokens)
     _warn_of_batch_size(config, batches)
     label_weights = weigh_classes(batches, config.loss)
