@@ -53,6 +53,22 @@ def test_embeddings_go_into_parquet_as_lists_of_numbers(
     assert ws.search(pipe(["fun"]), vectors, k=3) == ws.search(pipe(["fun"]), matrix, k=3)
 
 
+@pytest.mark.parametrize("name", ["corpus.npy", "CORPUS.NPY"])
+def test_a_matrix_never_lacks_the_line_of_a_skipped_row(
+    warmstart: Any, tiny: Callable[..., Path], tmp_path: Path, name: str
+) -> None:
+    """Its lines are what search counts by; files that keep the rows beside their vectors may skip."""
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"text": "a", "id": 0}\n{"text": 3, "id": 1}\n{"text": "b", "id": 2}\n', encoding="utf-8")
+    arguments = ["-m", tiny("bert", "base"), "--task", "sentence-embedding", "-i", rows, "--skip-errors", "-o"]
+    done = warmstart("predict", *arguments, tmp_path / name)
+    assert done.code == 2 and "npy-skips" in done.err and ".parquet or .jsonl" in done.err
+    assert list(tmp_path.glob("*.[nN]*")) == []
+    done = warmstart("predict", *arguments, tmp_path / "corpus.parquet")
+    assert done.code == 5, done.err
+    assert pq.read_table(tmp_path / "corpus.parquet")["id"].to_pylist() == [0, 2]
+
+
 def test_search_on_the_command_line_is_the_library(warmstart: Any, corpus: tuple[str, Path, Path]) -> None:
     model, target, texts = corpus
     queries = ["a film", "fun"]

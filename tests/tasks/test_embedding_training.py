@@ -128,7 +128,7 @@ def test_windows_are_learned_as_they_are_served(tiny: Callable[..., Path]) -> No
 
 
 def made_batches(folder: Path, rows: list[dict[str, Any]], **more: Any) -> Any:
-    task = ws.load(folder, task="sentence-embedding", device="cpu").task
+    task = ws.load(folder, task="sentence-embedding", options=more.pop("options", {}), device="cpu").task
     return ws.batches(rows, task, **({"batch_size": 8, "max_tokens": None} | more))
 
 
@@ -160,6 +160,7 @@ def test_a_text_is_not_its_own_wrong_answer(tiny: Callable[..., Path]) -> None:
 
 
 def test_a_text_that_all_rows_share_still_trains_each_row_once() -> None:
+    """The plan alone: whether batches of one teach anything is asked of the task, where they are made."""
     keys = [frozenset({b"same", str(i).encode()}) for i in range(50)]
     batches = plan_apart([3] * 50, keys, seed=0, epoch=0, batch_size=8)
     assert sorted(row for batch in batches for row in batch) == list(range(50))
@@ -187,6 +188,104 @@ def test_planning_apart_is_quick_whatever_is_shared() -> None:
     batches = plan_apart([9] * 5_000, keys, seed=0, epoch=0, batch_size=32)
     assert sum(map(len, batches)) == 5_000 and len(batches) < 900  # 7 of them go together
     assert time.perf_counter() - started < 10
+
+
+def one_query(count: int, **more: Any) -> list[dict[str, Any]]:
+    return [row | {"text": "good film"} | more for row in pairs(count, scores=True)]
+
+
+def trained(folder: Path, rows: list[dict[str, Any]], output: Path, **options: Any) -> list[dict[str, Any]]:
+    """The steps of a run of batches of 8 rows."""
+    config = ws.TrainConfig(epochs=4, batch_size=8, learning_rate=2e-3, warmup=0, device="cpu")
+    ws.train(folder, rows, output=output, task="sentence-embedding", options=options, config=config)
+    records = map(json.loads, (output / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
+    return [record for record in records if "grad_norm" in record]
+
+
+def test_rows_of_one_query_are_ordered_together(tiny: Callable[..., Path], tmp_path: Path, caplog: Any) -> None:
+    """CoSENT compares the rows that share a text: they stand in one batch, and every step teaches."""
+    rows = one_query(17)
+    with caplog.at_level(logging.WARNING, "warmstart"):
+        steps = trained(tiny("bert", "base"), rows, tmp_path / "run", objective="cosent")
+    assert len(steps) == 12  # 3 batches an epoch
+    assert all(step["loss"] > 0 and step["grad_norm"] > 0 for step in steps)
+    assert "batches" not in caplog.text
+    made = made_batches(tiny("bert", "base"), rows, options={"objective": "cosent"})
+    assert sorted(len(set(batch["row"].tolist())) for batch in made) == [5, 6, 6]
+    before = ws.evaluate(ws.load(tiny("bert", "base"), task="sentence-embedding", device="cpu"), rows)
+    after = ws.evaluate(ws.load(tmp_path / "run", device="cpu"), rows)
+    assert after.metrics["spearman"].value > before.metrics["spearman"].value + 0.1
+
+
+def test_scores_say_what_is_right_before_an_objective_is_learned(tiny: Callable[..., Path]) -> None:
+    made = made_batches(tiny("bert", "base"), one_query(16))  # "auto", which takes the cosine for these
+    assert [len(set(batch["row"].tolist())) for batch in made] == [8, 8]
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "batch_size", "lack"),
+    [
+        ([row | {"text": "good"} for row in pairs(16)], {}, 8, "a second row, or a `negative`"),
+        ([row | {"text_pair": "good"} for row in pairs(16)], {}, 8, "a second row, or a `negative`"),
+        (pairs(16), {}, 1, "a second row, or a `negative`"),
+        (pairs(1), {}, 8, "a second row, or a `negative`"),
+        (one_query(16), {"objective": "cosent"}, 1, "two rows with different scores"),
+        (one_query(16, score=0.5), {"objective": "cosent"}, 8, "two rows with different scores"),
+    ],
+)
+def test_batches_that_all_teach_nothing_are_refused(
+    tiny: Callable[..., Path], tmp_path: Path, rows: list[dict[str, Any]], options: Any, batch_size: int, lack: str
+) -> None:
+    config = ws.TrainConfig(max_steps=1, batch_size=batch_size, device="cpu")
+    with pytest.raises(DataError) as caught:
+        ws.train(
+            tiny("bert", "base"),
+            rows,
+            output=tmp_path / "run",
+            task="sentence-embedding",
+            options=options,
+            config=config,
+        )
+    assert caught.value.code == "nothing-to-compare" and lack in caught.value.what
+    assert f"{len(rows)} rows in" in str(caught.value.value)
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(DataError, match="nothing-to-compare"):
+        made_batches(tiny("bert", "base"), rows, options=options, batch_size=batch_size)
+
+
+def test_small_batches_are_said_with_their_numbers(tiny: Callable[..., Path], tmp_path: Path, caplog: Any) -> None:
+    """Rows of a few labels: no two of one label share a batch."""
+    rows = [{"text": row["text"], "text_pair": ("good", "bad")[i == 0]} for i, row in enumerate(pairs(16))]
+    with caplog.at_level(logging.WARNING, "warmstart"):
+        steps = trained(tiny("bert", "base"), rows, tmp_path / "run")
+    small, idle = (record.message for record in caplog.records if "batches" in record.message)
+    assert small.startswith("15 of 15 batches have fewer than half of the 8 rows that batch_size=8 would give them")
+    assert "1.1 in the mean, 1 at least" in small and "one text is in 15 rows" in small
+    assert idle.startswith("14 of 15 batches do not have a second row, or a `negative`")
+    assert sum(step["loss"] > 0 for step in steps) == 4  # one an epoch, as was said
+
+
+@pytest.mark.parametrize("options", [{}, {"objective": "triplet"}])
+def test_a_negative_teaches_where_rows_share_their_text(
+    tiny: Callable[..., Path], tmp_path: Path, caplog: Any, options: dict[str, str]
+) -> None:
+    labels = ("good", "bad")
+    rows = [
+        {"text": row["text"], "text_pair": labels[i % 2], "negative": labels[1 - i % 2]}
+        for i, row in enumerate(pairs(16))
+    ]
+    with caplog.at_level(logging.WARNING, "warmstart"):
+        steps = trained(tiny("bert", "base"), rows, tmp_path / "run", **options)
+    assert steps[0]["loss"] > 0 and steps[0]["grad_norm"] > 0
+    assert len(steps) == (8 if options else 64)  # triplets are not coupled: batches are whole
+    assert ("16 of 16 batches have fewer" in caplog.text) == (not options) and "teach nothing" not in caplog.text
+
+
+def test_whole_batches_are_not_warned_of(tiny: Callable[..., Path], caplog: Any) -> None:
+    with caplog.at_level(logging.WARNING, "warmstart"):
+        for count in (2, 3, 9, 45):
+            made_batches(tiny("bert", "base"), pairs(count))
+    assert "batches" not in caplog.text
 
 
 @pytest.mark.parametrize("setting", [{"accumulate": 2}, {"max_tokens": 512}])

@@ -61,6 +61,14 @@ def command(
             value="--stream",
             fix="leave one of the two out",
         )
+    if skip_errors and output is not None and output.lower().endswith(".npy"):
+        raise UsageError(
+            "npy-skips",
+            "a .npy file has one line for each row, by which search counts, and --skip-errors leaves rows out",
+            where=output,
+            value="--skip-errors",
+            fix="write .parquet or .jsonl, which keep each row's fields beside its vector, or leave --skip-errors out",
+        )
     if texts and input_path:
         raise UsageError("input-twice", "texts and -i are both given", fix="give one of the two")
     if not texts and not input_path:

@@ -15,9 +15,10 @@ _HEADER = 128  # bytes; more than any shape takes, and a multiple of the 64 that
 
 
 class NpySink:
-    """The `embedding` of each prediction as a float32 line of a matrix (rows, width); line i is row i.
+    """The `embedding` of each prediction as a float32 line of a matrix (rows, width): line i is the i-th written.
 
-    Nothing else of a prediction or its row has a place in it. The format is version 1.0 of numpy's NEP 1.
+    Nothing else of a prediction or its row has a place in it, so that line i is row i only where no row was skipped:
+    `warmstart predict` refuses --skip-errors for it. The format is version 1.0 of numpy's NEP 1.
     """
 
     def __init__(self, stream: IO[bytes]) -> None:

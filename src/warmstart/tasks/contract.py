@@ -159,6 +159,20 @@ class NeedsModel(Protocol):
 
 
 @runtime_checkable
+class ComparesRows(Protocol):
+    """A task that may learn from rows beside each other: where it says `couples_rows`, batches are planned by this."""
+
+    def apart(self, features: Sequence[Feature]) -> frozenset[bytes]:
+        """What the row of these features must not share with another of its batch, its texts, say; empty: nothing."""
+        ...
+
+    def lacks(self, features: Sequence[Feature]) -> str | None:
+        """What a batch of these features lacks to teach anything, in words; None: nothing. Without it, its loss is 0
+        whatever the model says."""
+        ...
+
+
+@runtime_checkable
 class Generates(Protocol):
     """A task whose `infer` generates: a batch goes on growing while it runs, and can be watched.
 

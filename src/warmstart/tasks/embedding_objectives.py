@@ -6,9 +6,9 @@ the same rows. All compare by the cosine.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 
@@ -40,6 +40,12 @@ class Vectors:
 class Objective(Protocol):
     """What is learned from rows."""
 
+    apart: ClassVar[bool]  # whether a text that two rows of a batch share would be right and wrong at once
+
+    def lacks(self, candidates: int, scores: Collection[float]) -> str | None:
+        """What a batch with so many second texts and negatives, and these scores, lacks to teach anything."""
+        ...
+
     def loss(self, vectors: Vectors) -> Any:
         """Each row's loss (N,); torch in, torch out."""
         ...
@@ -58,6 +64,10 @@ class InBatchNegatives:
     """
 
     scale: float
+    apart: ClassVar[bool] = True
+
+    def lacks(self, candidates: int, scores: Collection[float]) -> str | None:
+        return None if candidates > 1 else "a second row, or a `negative`"
 
     def loss(self, vectors: Vectors) -> Any:
         import torch
@@ -97,6 +107,11 @@ class InBatchNegatives:
 class CosineRegression:
     """The cosine is to be the row's score: squared error, sentence-transformers' CosineSimilarityLoss."""
 
+    apart: ClassVar[bool] = False
+
+    def lacks(self, candidates: int, scores: Collection[float]) -> str | None:
+        return None
+
     def loss(self, vectors: Vectors) -> Any:
         import torch.nn.functional as F
 
@@ -112,10 +127,15 @@ class CoSent:
     """Pairs are to be ordered by their cosines as by their scores, sentence-transformers' CoSENTLoss.
 
     log(1 + sum of exp(scale (cosine i - cosine j)) over pairs of rows with score i < score j), which is one number for
-    the batch: each row has it as its loss. J. Su, "CoSENT", 2022.
+    the batch: each row has it as its loss. Rows may share a text: what belongs to one query, better and worse, is
+    what is to be ordered. J. Su, "CoSENT", 2022.
     """
 
     scale: float
+    apart: ClassVar[bool] = False
+
+    def lacks(self, candidates: int, scores: Collection[float]) -> str | None:
+        return None if len(set(scores)) > 1 else "two rows with different scores"
 
     def loss(self, vectors: Vectors) -> Any:
         import torch.nn.functional as F
@@ -138,6 +158,10 @@ class Triplet:
     """
 
     margin: float
+    apart: ClassVar[bool] = False
+
+    def lacks(self, candidates: int, scores: Collection[float]) -> str | None:
+        return None
 
     def loss(self, vectors: Vectors) -> Any:
         import torch.nn.functional as F

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -67,6 +68,14 @@ def scores_of(rows: Sequence[Row]) -> Array | None:
             fix="give every row a score, or none",
         )
     return np.array([number(row["score"], where) for row, where in zip(rows, wheres, strict=True)], dtype=np.float64)
+
+
+def text_key(feature: Feature) -> bytes:
+    """A digest of what a model reads of a feature: equal for equal texts."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name in sorted(feature.inputs):
+        digest.update(feature.inputs[name].tobytes())
+    return digest.digest()
 
 
 def merge_windows(features: Sequence[Feature], vectors: Any) -> tuple[list[int], list[int], Any]:

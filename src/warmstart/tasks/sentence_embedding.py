@@ -25,7 +25,7 @@ from warmstart.tasks.embedding_objectives import (
     Triplet,
     Vectors,
 )
-from warmstart.tasks.embedding_rows import FIELDS, TEXTS, merge_windows, scores_of
+from warmstart.tasks.embedding_rows import FIELDS, TEXTS, merge_windows, scores_of, text_key
 from warmstart.tasks.embedding_settings import EmbeddingSettings, Pooling, choose_prompt, read_settings, write_settings
 from warmstart.tasks.text_vectors import fitted, pool
 from warmstart.tokenization import Tokenizer
@@ -183,6 +183,16 @@ class Embedding:
                 inputs = self.tokenizer.inputs(piece)
                 yield Feature(i, part, inputs, targets, meta, length=len(inputs["input_ids"]))
                 part += 1
+
+    def apart(self, features: Sequence[Feature]) -> frozenset[bytes]:
+        """The row's texts, where another row's are wrong answers to it; nothing where scores say what is right."""
+        scored = any("score" in feature.targets for feature in features)
+        return frozenset(map(text_key, features)) if self._objective(scored=scored).apart else frozenset()
+
+    def lacks(self, features: Sequence[Feature]) -> str | None:
+        scores = [float(feature.targets["score"]) for feature in features if "score" in feature.targets]
+        candidates = {(feature.row, feature.meta["slot"]) for feature in features if feature.meta["slot"]}
+        return self._objective(scored=bool(scores)).lacks(len(candidates), scores)
 
     def vary(self, feature: Feature, rng: np.random.Generator) -> Feature:
         return feature

@@ -218,5 +218,6 @@ def _not_trainable() -> UsageError:
         "task-not-trainable",
         "zero-shot-classification compares embeddings, and has nothing of its own to train",
         value="zero-shot-classification",
-        fix='train task="sentence-embedding" on pairs of text and label, and load the result for this task',
+        fix='train task="sentence-embedding" with options={"objective": "triplet"} on rows of text, text_pair '
+        "(its label) and negative (another label), and load the result for this task",
     )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
+import logging
+import math
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
@@ -15,6 +17,9 @@ from warmstart.features import Batch, Feature
 from warmstart.randomness import generator
 from warmstart.rows import Row, read
 from warmstart.tasks import Task
+from warmstart.tasks.contract import ComparesRows
+
+log = logging.getLogger("warmstart")
 
 T = TypeVar("T")
 
@@ -36,10 +41,11 @@ class Batches(Generic[T]):
     left_out: tuple[int, ...] = ()  # rows that the task, saying why, found nothing to learn from
     epoch: int = field(default=0, init=False)
     plan: list[list[int]] = field(init=False, repr=False)
-    keys: list[frozenset[bytes]] = field(init=False, repr=False)  # by row: its texts, where rows learn from each other
+    keys: list[frozenset[bytes]] = field(init=False, repr=False)  # by row: what no other row of its batch may have
 
     def __post_init__(self) -> None:
-        self.keys = [frozenset(map(_key, features)) for features in self.features] if self.task.couples_rows else []
+        compares = self.task if self.task.couples_rows and isinstance(self.task, ComparesRows) else None
+        self.keys = [compares.apart(own) if compares else frozenset() for own in self.features]
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
@@ -79,7 +85,8 @@ def make_batches(
 ) -> Batches[Batch]:
     """Encode rows once and plan them into batches for the loop.
 
-    Raises UsageError "batch-limit" or "rows-coupled"; DataError for a row without a usable text or label, at its place.
+    Raises UsageError "batch-limit" or "rows-coupled"; DataError for a row without a usable text or label, at its place,
+    and "nothing-to-compare" where rows learn from each other and no batch has two that could.
     """
     for name, limit in (("batch_size", batch_size), ("max_tokens", max_tokens)):
         if limit is not None and limit < 1:
@@ -105,7 +112,39 @@ def make_batches(
             value=f"{len(rows)} rows",
             fix="look at the warnings before this: they say what the rows lack",
         )
-    return Batches(task, [own for own in features if own], seed, batch_size, max_tokens, _itself, left_out)
+    made = Batches(task, [own for own in features if own], seed, batch_size, max_tokens, _itself, left_out)
+    if task.couples_rows and isinstance(task, ComparesRows):
+        _check_company(made, task, rows)
+    return made
+
+
+def _check_company(made: Batches[Batch], task: ComparesRows, rows: list[Row]) -> None:
+    """Say which batches of the first epoch are small, and which teach nothing; refuse to train where all are such."""
+    assert made.batch_size is not None, "checked before rows are encoded"
+    count, planned = len(made.features), len(made.plan)
+    usual = count / math.ceil(count / made.batch_size)
+    small = sum(2 * len(batch) < usual for batch in made.plan)
+    lacking = [task.lacks([feature for row in batch for feature in made.features[row]]) for batch in made.plan]
+    lack = Counter(words for words in lacking if words is not None)
+    [(most, idle)] = lack.most_common(1) or [("", 0)]
+    shared = max(Counter(key for keys in made.keys for key in keys).values(), default=1)
+    why = f"; rows that share a text stand apart, and one text is in {shared:,} rows" if shared > 1 else ""
+    if sum(lack.values()) == planned:
+        raise DataError(
+            "nothing-to-compare",
+            f"no batch can teach anything, as none has {most}: each loss would be 0",
+            where=rows[0].where,
+            value=f"{count:,} rows in {planned:,} batches, batch_size={made.batch_size}{why}",
+            fix=f"give every batch {most}; batch_size is to be 2 or more",
+        )
+    if small:
+        log.warning(
+            "%d of %d batches have fewer than half of the %.0f rows that batch_size=%d would give them "
+            "(%.1f in the mean, %d at least)%s",
+            small, planned, usual, made.batch_size, count / planned, min(map(len, made.plan)), why,
+        )  # fmt: skip
+    if idle:
+        log.warning("%d of %d batches do not have %s: they teach nothing, and their loss is 0", idle, planned, most)
 
 
 def batches(
@@ -132,7 +171,7 @@ def batches(
     A `DataLoader` with `persistent_workers=True` keeps its first copy of this, and never hears of `set_epoch`.
     Where rows learn from each other (in-batch negatives) give `batch_size` and max_tokens=None.
     Raises UsageError "task-not-trainable", "labels-unknown", "batch-limit" or "rows-coupled"; DataError for a row
-    without a usable text or label, with its place.
+    without a usable text or label, with its place, and "nothing-to-compare".
     """
     if not task.trainable:
         raise UsageError(
@@ -144,14 +183,6 @@ def batches(
     known = list(read(rows, fields=task.fields, columns=columns, targets=True))
     made = make_batches(task, known, seed=seed, batch_size=batch_size, max_tokens=max_tokens)
     return Batches(task, made.features, seed, batch_size, max_tokens, _model_arguments, made.left_out)
-
-
-def _key(feature: Feature) -> bytes:
-    """A digest of what a model reads of a feature."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name in sorted(feature.inputs):
-        digest.update(feature.inputs[name].tobytes())
-    return digest.digest()
 
 
 def _itself(batch: Batch) -> Batch:
