@@ -121,16 +121,6 @@ def unit_targets(gold: Sequence[Span], starts: Array, ends: Array, tagging: Tagg
     return targets
 
 
-def on_word_edges(gold: Sequence[Span], starts: Array, ends: Array) -> list[Span]:
-    """The true spans moved to the edges of the words that they overlap; one that overlaps none as it is."""
-    low = np.searchsorted(ends, [span.start for span in gold], side="right").tolist()
-    high = np.searchsorted(starts, [span.end for span in gold], side="left").tolist()
-    return [
-        Span(int(starts[first]), int(ends[last - 1]), span.label) if first < last else span
-        for span, first, last in zip(gold, low, high, strict=True)
-    ]
-
-
 def _given_units(places: Array, words: Sequence[tuple[int, int]]) -> tuple[Units, Array]:
     """The words that have a piece, and their numbers. Of a piece that reaches into two words both have its tag.
 
