@@ -7,10 +7,11 @@ import json
 import logging
 import time
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import warmstart as ws
@@ -23,6 +24,19 @@ from warmstart.tasks.token_classification import IGNORED, TokenClassification
 BIO = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC")
 HEALTHY: dict[str, Any] = {"tokens": ["Ann", "Lee", "sings"], "tags": ["B-PER", "I-PER", "O"]}
 SPANNED: dict[str, Any] = {"text": "Ann Lee sings in Rome", "tags": [[0, 7, "PER"], [17, 21, "LOC"]]}
+# As Prodigy writes it: a text, its words by their places, and spans.
+PLACED: dict[str, Any] = {
+    "text": "The story's end LangChain",
+    "tokens": [
+        {"text": word, "start": start, "end": start + len(word), "id": i}
+        for i, (word, start) in enumerate([("The", 0), ("story's", 4), ("end", 12), ("LangChain", 16)])
+    ],
+    "tags": [{"start": 4, "end": 11, "label": "LOC"}, {"start": 16, "end": 25, "label": "PER"}],
+}
+
+
+def placed(*spans: tuple[int, int, str]) -> dict[str, Any]:
+    return PLACED | {"tags": [{"start": start, "end": end, "label": label} for start, end, label in spans]}
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +44,7 @@ def pipe(tiny_root: Path) -> ws.Pipeline:
     return ws.load(tiny_checkpoint(tiny_root, "bert", "tokens", BIO), device="cpu")
 
 
-def trained_tags(pipe: ws.Pipeline, row: dict[str, Any]) -> list[str]:
+def trained_tags(pipe: ws.Pipeline, row: Mapping[str, Any]) -> list[str]:
     [feature] = pipe.task.encode([Row(row)], train=True)
     return [BIO[i] for i in feature.targets["labels"].tolist() if i != IGNORED]
 
@@ -84,7 +98,7 @@ def test_d43_healthy_twins(pipe: ws.Pipeline, caplog: pytest.LogCaptureFixture) 
         assert trained_tags(pipe, HEALTHY) == ["B-PER", "I-PER", "O"]
         assert trained_tags(pipe, SPANNED) == ["B-PER", "I-PER", "O", "O", "B-LOC"]
     assert isinstance(pipe.task, TokenClassification)
-    assert pipe.task.repairs([Row(HEALTHY), Row(SPANNED)]) == {}
+    assert pipe.task.repairs([Row(HEALTHY), Row(SPANNED), Row(PLACED)]) == {}
     assert not caplog.records
 
 
@@ -99,6 +113,9 @@ def test_d43_healthy_twins(pipe: ws.Pipeline, caplog: pytest.LogCaptureFixture) 
         (SPANNED | {"tags": [[0, 3, "LOC"], [0, 7, "PER"]]}, ["B-PER", "I-PER", "O", "O", "O"], OVERLAP, 1),
         (SPANNED | {"tags": [[0, 7, "PER"], [4, 13, "LOC"]]}, ["O", "B-LOC", "I-LOC", "O", "O"], OVERLAP, 1),
         (SPANNED | {"tags": [[0, 7, "PER"], [0, 7, "PER"]]}, ["B-PER", "I-PER", "O", "O", "O"], OVERLAP, 0),
+        (placed((6, 9, "LOC"), (16, 20, "PER")), ["O", "B-LOC", "I-LOC", "I-LOC", "O", "B-PER"], OFF_EDGE, 2),
+        (placed((3, 11, "LOC")), ["O", "B-LOC", "I-LOC", "I-LOC", "O", "O"], OFF_EDGE, 1),
+        (placed((4, 11, "LOC"), (4, 15, "PER")), ["O", "B-PER", "I-PER", "I-PER", "I-PER", "O"], OVERLAP, 1),
     ],
 )
 def test_d43_what_can_be_repaired_is_counted_and_said(
@@ -115,6 +132,32 @@ def test_d43_what_can_be_repaired_is_counted_and_said(
     assert pipe.task.repairs([Row(row)]) == ({fault: count} if count else {})
     said = [record.message for record in caplog.records]
     assert said == ([f"gold tags were repaired: {count} × {fault}"] if count else [])
+
+
+@pytest.mark.parametrize("tokens", [False, True], ids=["text", "tokens"])
+@pytest.mark.parametrize(
+    ("spans", "kept", "moved"),
+    [
+        ([[0, 3, "PER"], [3, 6, "LOC"]], ["B-PER", "O"], 2),  # equally long then: the first
+        ([[0, 3, "PER"], [3, 6, "PER"]], ["B-PER", "O"], 2),
+        ([[0, 3, "PER"], [3, 9, "LOC"]], ["B-LOC", "I-LOC"], 2),
+        ([[0, 6, "PER"], [7, 8, "LOC"], [8, 9, "PER"]], ["B-PER", "B-LOC"], 2),
+    ],
+)
+def test_d43_of_spans_that_share_a_word_one_is_trained_and_judged(
+    pipe: ws.Pipeline, spans: list[Any], kept: list[str], moved: int, tokens: bool
+) -> None:
+    assert isinstance(pipe.task, TokenClassification)
+    words = {"tokens": [{"start": 0, "end": 6}, {"start": 7, "end": 9}]} if tokens else {}
+    row = Row({"text": "foobar ok", "tags": spans} | words)
+    assert trained_tags(pipe, row) == kept
+    assert pipe.task.repairs([row]) == {OFF_EDGE: moved, OVERLAP: 1}
+    [feature] = pipe.task.encode([row], train=True)
+    logits = 50 * np.eye(len(BIO), dtype=np.float32)[np.maximum(feature.targets["labels"], 0)]
+    scores = pipe.task.score([pipe.task.decode(row, [feature], [{"logits": logits}])], [row])
+    assert {name: scores.metrics[name].value for name in ("f1", "recall", "accuracy")} == dict.fromkeys(
+        ("f1", "recall", "accuracy"), 1.0
+    )
 
 
 def test_d43_repairs_are_said_once_a_run(pipe: ws.Pipeline, caplog: pytest.LogCaptureFixture) -> None:

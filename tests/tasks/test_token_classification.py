@@ -266,6 +266,30 @@ def test_words_as_given_get_one_tag_each(sure: Path) -> None:
     assert pipe([{"tokens": []}])[0].tags == ()
 
 
+@pytest.mark.parametrize("aggregation", ["first", "average", "max", "simple"])
+def test_what_is_trained_for_words_as_given_is_read_back(load: Callable[..., ws.Pipeline], aggregation: str) -> None:
+    """Also of words in which the tokenizer sees several: Paris-Lyon is trained as B-, I-, I-, and begins an entity."""
+    task = load("bert", aggregation=aggregation, max_length=20, stride=6).task
+    tokens = ["Paris-Lyon", "Rome-Oslo", "and", "U.S.", "@LangChain", "(a+b)"]
+    tags = ("B-LOC", "B-LOC", "O", "B-LOC", "I-LOC", "B-PER")
+    row = Row({"tokens": tokens, "tags": list(tags)})
+    features = list(task.encode([row], train=True))
+    assert len(features) > 1
+    outputs, label = [], 0
+    for feature in features:
+        logits = np.zeros((feature.length, len(BIO)), dtype=np.float32)
+        for at in range(*feature.meta["owned"]):
+            # A word's other pieces are not trained: what a model says of them is taken to be what it says of the first.
+            label = label if feature.targets["labels"][at] == IGNORED else int(feature.targets["labels"][at])
+            logits[at, label] = 8 if BIO[label].startswith("I") else 5  # surer of what is inside: no reason to join
+        outputs.append({"logits": logits})
+    prediction = task.decode(row, features, outputs)
+    assert prediction.tags == tags
+    words = [entity["word"] for entity in prediction.entities]
+    assert words == ["Paris-Lyon", "Rome-Oslo", "U.S. @LangChain", "(a+b)"]
+    assert task.score([prediction], [row]).metrics["f1"].value == 1
+
+
 def test_words_may_be_those_of_a_text(sure: Path) -> None:
     pipe = ws.load(sure, device="cpu")
     text = "The  story's end: LangChain."

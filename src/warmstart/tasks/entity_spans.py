@@ -121,23 +121,20 @@ def unit_targets(gold: Sequence[Span], starts: Array, ends: Array, tagging: Tagg
     return targets
 
 
-def on_word_edges(gold: Sequence[Span], starts: Array, ends: Array) -> list[Span]:
-    """The true spans moved to the edges of the words that they overlap; one that overlaps none as it is."""
-    low = np.searchsorted(ends, [span.start for span in gold], side="right").tolist()
-    high = np.searchsorted(starts, [span.end for span in gold], side="left").tolist()
-    return [
-        Span(int(starts[first]), int(ends[last - 1]), span.label) if first < last else span
-        for span, first, last in zip(gold, low, high, strict=True)
-    ]
-
-
 def _given_units(places: Array, words: Sequence[tuple[int, int]]) -> tuple[Units, Array]:
-    """The words that have a piece, and their numbers. Of a piece that reaches into two words both have its tag."""
+    """The words that have a piece, and their numbers. Of a piece that reaches into two words both have its tag.
+
+    A given word may be several of the tokenizer's, as Paris-Lyon is: those after the first are trained as inside of an
+    entity, whatever the given word is, so only the first one's pieces say its tag.
+    """
     ranges = np.array(words, dtype=np.int64).reshape(-1, 2)
     low = np.searchsorted(places[:, 1], ranges[:, 0], side="right")
     high = np.searchsorted(places[:, 0], ranges[:, 1], side="left")
     present = np.flatnonzero(low < high)
-    return Units(low[present], high[present], ranges[present, 0], ranges[present, 1]), present
+    low, high = low[present], high[present]
+    begins = np.append(np.flatnonzero(places[:, 2] == 1), len(places))
+    high = np.minimum(high, begins[np.searchsorted(begins, low, side="right")])
+    return Units(low, high, ranges[present, 0], ranges[present, 1]), present
 
 
 def _word_units(places: Array) -> Units:

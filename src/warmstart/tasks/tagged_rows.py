@@ -9,7 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from warmstart.errors import DataError, Where
+from warmstart.features import Array
 from warmstart.rows import Labels, Row, Span, read_spans
 from warmstart.rows.targets import plain_value
 from warmstart.tasks.contract import text_of
@@ -17,7 +20,7 @@ from warmstart.tasks.tagging import OUTSIDE, Run, Tag, Tagging, begins, is_prefi
 
 # What is repaired in gold data, and counted: a fault a name.
 INSIDE = "inside-without-begin"  # I- or L- where no entity was begun: IOB1, or a slip; an entity begins there
-OVERLAP = "span-overlap"  # the longer of two overlapping spans is kept: a token has one tag
+OVERLAP = "span-overlap"  # the longer of two spans that overlap, or share a word, is kept: a token has one tag
 OFF_EDGE = "span-off-word-edge"  # a span that cuts a word, or takes in space, is moved to the words' edges
 
 
@@ -167,7 +170,8 @@ def _check_not_mixed(seen: set[str], tags: Sequence[tuple[str, Where]]) -> None:
 
 
 def read_gold(row: Row, given: Words, tagging: Tagging, repairs: Counter[str]) -> list[Span]:
-    """The true spans of a row in characters, types as the model spells them, by position and without overlap.
+    """The true spans of a row in characters, types as the model spells them, by position and without overlap; where the
+    row gives words, at their edges.
 
     What had to be repaired is counted in `repairs`. Raises DataError of `tags_of`, `Tagging.read`, `rows.read_spans`.
     """
@@ -178,7 +182,11 @@ def read_gold(row: Row, given: Words, tagging: Tagging, repairs: Counter[str]) -
             Span(start, end, tagging.type_of(label, where))
             for start, end, label in read_spans(row["tags"], given.text, where)
         ]
-        return _apart(spans, repairs)
+        gold = _apart(sorted(set(spans)), repairs)
+        if given.words is None:
+            return gold
+        ranges = np.array(given.words, dtype=np.int64).reshape(-1, 2)
+        return on_words(gold, ranges[:, 0], ranges[:, 1], repairs)
     assert given.words is not None
     tags = [tagging.read(value, where) for value in values]
     repairs[INSIDE] += _without_begin(values, tags)
@@ -196,15 +204,27 @@ def _without_begin(values: Sequence[Any], tags: Sequence[Tag]) -> int:
     return count
 
 
+def on_words(gold: Sequence[Span], starts: Array, ends: Array, repairs: Counter[str]) -> list[Span]:
+    """The true spans, by position, moved to the edges of the words (U,) that they overlap, and of those that then share
+    a word the longest, or the first. A span that overlaps no word is left as it is. Both are counted in `repairs`."""
+    low = np.searchsorted(ends, [span.start for span in gold], side="right").tolist()
+    high = np.searchsorted(starts, [span.end for span in gold], side="left").tolist()
+    moved = [
+        Span(int(starts[first]), int(ends[last - 1]), span.label) if first < last else span
+        for span, first, last in zip(gold, low, high, strict=True)
+    ]
+    repairs[OFF_EDGE] += sum(a != b for a, b in zip(gold, moved, strict=True))
+    return _apart(moved, repairs)
+
+
 def _apart(spans: Sequence[Span], repairs: Counter[str]) -> list[Span]:
-    """The spans without those that overlap a longer one, or an equally long one before it."""
-    different = set(spans)
-    kept: list[Span] = []  # by position
-    for span in sorted(different, key=lambda span: (span.start - span.end, span)):
+    """The spans without those that overlap a longer one, or an equally long one before it, by position."""
+    kept: list[Span] = []
+    for span in sorted(spans, key=lambda span: span.start - span.end):
         at = bisect.bisect(kept, span)
         if (at == 0 or kept[at - 1].end <= span.start) and (at == len(kept) or span.end <= kept[at].start):
             kept.insert(at, span)
-    repairs[OVERLAP] += len(different) - len(kept)
+    repairs[OVERLAP] += len(spans) - len(kept)
     return kept
 
 

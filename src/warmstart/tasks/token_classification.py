@@ -25,13 +25,12 @@ from warmstart.tasks.entity_spans import (
     Judged,
     find_entities,
     join_windows,
-    on_word_edges,
     softmax,
     unit_targets,
     written,
 )
 from warmstart.tasks.pieces import Window, lay_out, units_of
-from warmstart.tasks.tagged_rows import OFF_EDGE, Words, learn_types, read_gold, read_words, word_runs
+from warmstart.tasks.tagged_rows import Words, learn_types, on_words, read_gold, read_words, word_runs
 from warmstart.tasks.tagging import Tagging, runs, scheme_labels
 from warmstart.tokenization import Encoded, Tokenizer
 
@@ -269,7 +268,7 @@ class TokenClassification:
         first, starts, ends = units_of(places, words=self.aggregation != "simple")
         gold = read_gold(row, given, self._tagging, repairs)
         if given.words is None:
-            repairs[OFF_EDGE] += sum(a != b for a, b in zip(gold, on_word_edges(gold, starts, ends), strict=True))
+            gold = on_words(gold, starts, ends, repairs)
         every = np.full(len(places), IGNORED, dtype=np.int64)
         every[first] = unit_targets(gold, starts, ends, self._tagging)
         targets, done = [], 0
@@ -282,11 +281,12 @@ class TokenClassification:
 
     def _compare(self, prediction: TaggedText, row: Row) -> _Compared:
         given, judged = read_words(row), prediction.judged
-        gold = read_gold(row, given, self._tagging, Counter())
+        unsaid: Counter[str] = Counter()  # evaluating says its repairs where it encodes
+        gold = read_gold(row, given, self._tagging, unsaid)
+        if given.words is None and judged is not None:
+            gold = on_words(gold, judged.starts, judged.ends, unsaid)
         loss, right, tags = (np.nan, 0, 0) if judged is None else judged.against(gold, self._tagging)
         if given.words is None:
-            if judged is not None:
-                gold = on_word_edges(gold, judged.starts, judged.ends)
             spans = {(e["entity_group"], e["start"], e["end"]) for e in prediction.entities}
             return _Compared({(name, start, end) for start, end, name in gold}, spans, loss, right, tags)
         true = word_runs(gold, given.words)
