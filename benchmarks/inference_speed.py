@@ -153,7 +153,7 @@ def _described(work: Workload, source: Path, config: Mapping[str, Any]) -> dict[
     lengths = [len(encoding.ids) for encoding in tokenizer.encode_batch(list(work.texts))]
     return {
         "kind": "workload", "name": work.name, "texts": len(lengths), "tokens": sum(lengths),
-        "longest": max(lengths), "gigaflops": gigaflops(lengths, config),
+        "longest": max(lengths), "warm_up_texts": len(lengths), "gigaflops": gigaflops(lengths, config),
         "gigaflops_of_first_tokens": gigaflops(lengths, config, first_tokens=True),
     }  # fmt: skip
 

@@ -27,15 +27,15 @@ PROMISES = (
 BATCHES_PROMISED, MEMORY_PROMISED_MB, SCALE_PROMISED, COLD_PROMISED = 1.45, 100, 0.10, 1.2
 LEGEND = (
     "Same texts, same checkpoint, one thread a process, all on one core, from text to label (tokenization included),",
-    "in inference mode, warm: each contestant has read all the texts once before. They alternate inside each repeat,",
-    "another one first each time; texts/s is the median over repeats, a ratio the median of the ratios inside each",
-    "repeat, with the least and the most. `setting`: the batch size (CTranslate2: tokens a batch) that was best for",
-    "that contestant in the same run. `padding`: share of the computed token positions that held no token; `removed`:",
-    "share of the positions of batches of 32 in arrival order that were not computed. `GEMM`: what the real tokens",
-    "need in matrix products a second, as a share of the best product of the model's largest layer in the same type by",
-    "whichever contestant's library was quickest; ours need less of the last layer, whose other tokens the head does",
-    "not read, and are counted so. `labels`: share equal to those of `pipeline`, which is torch in fp32. `peak MB`:",
-    "the most memory held while running. Accuracy is on the labelled texts, with Wilson's 95 % interval.",
+    "in inference mode, warm. Contestants alternate inside each repeat, another one first each time; texts/s is the",
+    "median over repeats, a ratio the median of the ratios inside each repeat, with the least and the most. `setting`:",
+    "the batch size (CTranslate2: tokens a batch) that was best for that contestant in the same run. `padding`: share",
+    "of the computed token positions that held no token; `removed`: share of the positions of batches of 32 in arrival",
+    "order that were not computed. `GEMM`: what the real tokens need in matrix products a second, as a share of the",
+    "best product of the model's largest layer in the same type by whichever contestant's library was quickest; ours",
+    "need less of the last layer, whose other tokens the head does not read, and are counted so. `labels`: share equal",
+    "to those of `pipeline`, which is torch in fp32. `peak MB`: the most memory held while running. Accuracy is on the",
+    "labelled texts, with Wilson's 95 % interval.",
 )
 
 
@@ -60,6 +60,8 @@ def _speed(records: Records) -> Iterator[str]:
     yield from ("## Speed", "", *LEGEND)
     for work in _kind(records, "workload"):
         share = f"{work['texts']:,} texts, {work['tokens']:,} tokens, the longest {work['longest']}"
+        warm = "all of them" if work["warm_up_texts"] == work["texts"] else f"{work['warm_up_texts']:,} of them"
+        share += f"; each contestant had read {warm} before"
         yield from ("", f"### {work['name']}: {share}", "", *_standings(records, trials, work))
     yield from ("", "### Promised", "")
     yield from markdown(("what", "promised", "measured", ""), [*_ratios(trials), *_labels(records)])
