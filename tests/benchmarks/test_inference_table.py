@@ -39,8 +39,8 @@ def survey(name: str, *, agreement: float = 1.0, right: int = 90, positions: int
 
 def speed(*more: dict[str, Any]) -> list[dict[str, Any]]:
     work = {
-        "kind": "workload", "name": "reviews", "texts": 100, "tokens": 1000, "longest": 40, "warm_up_texts": 64, "gigaflops": 50.0,
-        "gigaflops_of_first_tokens": 40.0,
+        "kind": "workload", "name": "reviews", "texts": 100, "tokens": 1000, "longest": 40,
+        "warm_up_texts": 64, "gigaflops": 50.0, "gigaflops_of_first_tokens": 40.0,
     }  # fmt: skip
     return [{"part": "speed", **inference.machine()}, {"part": "speed", **work}, *more]
 
