@@ -77,9 +77,10 @@ def _accuracies(ours: str, theirs: str, results: Records) -> str:
         return statistics.mean(each[of] for each in results if each["name"] == name)
 
     lo, hi, mine = mean("lo", theirs), mean("hi", theirs), mean("accuracy", ours)
+    found = "inside" if lo <= mine <= hi else "above" if mine > hi else "**below**"
     return (
         f"Mean accuracy of {ours}: {mine:.4f}; 95 % interval of one run of {theirs}, at its mean of "
-        f"{mean('accuracy', theirs):.4f}: {lo:.4f} – {hi:.4f} ({'inside' if lo <= mine <= hi else '**outside**'})."
+        f"{mean('accuracy', theirs):.4f}: {lo:.4f} – {hi:.4f} ({found})."
     )
 
 
