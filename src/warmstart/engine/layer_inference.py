@@ -17,8 +17,8 @@ from warmstart.engine.products import affine, affine_gelu, rounded_rows
 
 def infer(x: Tensor, firsts: Tensor | None, shape: Shape, w: Weights) -> Tensor:
     """(T, H) → (T, H). `firsts`: the positions for which alone the output is wanted, (B,) → (B, H)."""
-    rest = x if firsts is None else x.index_select(0, firsts)
-    wanted, x, rest = rest.shape[0], _rounded(x), _rounded(rest)
+    wanted, x = (x if firsts is None else firsts).shape[0], _rounded(x)
+    rest = x if firsts is None else _rounded(x.index_select(0, firsts))
     query = affine(rest, w.wq, w.bq)
     context = _attend(query, affine(x, w.wk, w.bk), affine(x, w.wv, w.bv), shape, only_firsts=firsts is not None)
     middle = affine(context, w.wo, w.bo).add_(rest)
