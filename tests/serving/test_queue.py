@@ -18,7 +18,7 @@ from warmstart.serving.refusal import Refusal
 
 def job(client: str, *lengths: int, seconds: float = 60.0) -> Job:
     features = [Feature(row, 0, {"input_ids": np.zeros(length)}, length=length) for row, length in enumerate(lengths)]
-    return Job(client, [Row({})] * len(lengths), features, time.monotonic() + seconds)
+    return Job(client, [Row({})] * len(lengths), time.monotonic() + seconds, features)
 
 
 def queue(most_tokens: int = 10_000) -> tuple[FairQueue, list[str]]:

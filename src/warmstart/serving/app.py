@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -16,7 +17,7 @@ from warmstart.pipeline import Pipeline
 from warmstart.serving import playground
 from warmstart.serving.access import PROBES, Access
 from warmstart.serving.body import DepartedError, Receive, parse_json, read_body
-from warmstart.serving.connection import CONNECTION
+from warmstart.serving.connection import CONNECTION, GuardedConnection
 from warmstart.serving.endpoint import Answer, Call, Endpoint
 from warmstart.serving.gate import App, Gate, Scope, Send, to_json
 from warmstart.serving.lifecycle import Lifecycle
@@ -44,10 +45,10 @@ class Service:
         pages = {"/metrics": "text/plain", "/openapi.json": "application/json", **playground.KINDS}
         self._openapi = to_json(described(endpoints, self.models, pages=pages, keys=bool(access.keys)))
         self.routes = [
-            *(Route(one.path, self._route(one), methods=[one.method]) for one in endpoints),
-            Route("/metrics", _named("/metrics", self._metrics), methods=["GET"]),
-            Route("/openapi.json", _named("/openapi.json", self._describe), methods=["GET"]),
-            *(Route(path, _named(path, playground.page(path)), methods=["GET"]) for path in playground.PATHS),
+            *(Route(one.path, _Handler(one.path, self._handle(one)), methods=[one.method]) for one in endpoints),
+            Route("/metrics", _Handler("/metrics", self._metrics), methods=["GET"]),
+            Route("/openapi.json", _Handler("/openapi.json", self._describe), methods=["GET"]),
+            *(Route(path, _Handler(path, playground.page(path)), methods=["GET"]) for path in playground.PATHS),
         ]
         self._router = Router(self.routes, redirect_slashes=False, lifespan=self._lifespan)
         gate = Gate(self._routed, access, self.metrics, header_bytes=limits.header_bytes)
@@ -91,9 +92,8 @@ class Service:
             await warming
         await asyncio.to_thread(self.models.stop, self.limits.drain_seconds)
 
-    def _route(self, endpoint: Endpoint) -> Callable[[Request], Awaitable[Response]]:
+    def _handle(self, endpoint: Endpoint) -> Callable[[Request], Awaitable[Response]]:
         async def handle(request: Request) -> Response:
-            request.scope["warmstart.route"] = endpoint.path
             if endpoint.path not in PROBES and self.lifecycle.draining:
                 raise unavailable("the server is stopping", code="stopping")
             deadline = time.monotonic() + self._seconds(request)
@@ -111,7 +111,7 @@ class Service:
             )
             if endpoint.request is None:
                 return _response(await endpoint.handle(call))
-            return _response(await _unless_departed(endpoint.handle(call), request.receive))
+            return _response(await _unless_departed(endpoint.handle(call), _connection(request)))
 
         return handle
 
@@ -123,8 +123,7 @@ class Service:
         try:
             served.check_room(client)
         except Refusal:
-            if (connection := request.scope.get("state", {}).get(CONNECTION)) is not None:
-                connection.was_refused(request.scope, served, client)
+            _connection(request).was_refused(request.scope, served, client)
             raise
 
     def _seconds(self, request: Request) -> float:
@@ -145,44 +144,42 @@ class Service:
         return Response(self._openapi, media_type="application/json")
 
 
-def _named(path: str, handle: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
-    """The handler, telling the gate its route."""
+@dataclass(frozen=True)
+class _Handler:
+    """An ASGI app that answers one route, and tells the gate which. What it raises is the gate's."""
 
-    async def named(request: Request) -> Response:
-        request.scope["warmstart.route"] = path
-        return await handle(request)
+    route: str
+    handle: Callable[[Request], Awaitable[Response]]
 
-    return named
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope["warmstart.route"] = self.route
+        response = await self.handle(Request(scope, receive, send))
+        await response(scope, receive, send)
 
 
-async def _unless_departed(work: Awaitable[Answer], receive: Receive) -> Answer:
+def _connection(request: Request) -> GuardedConnection:
+    connection: GuardedConnection = request.scope["state"][CONNECTION]
+    return connection
+
+
+async def _unless_departed(work: Awaitable[Answer], connection: GuardedConnection) -> Answer:
     """The answer; cancels the work when the client leaves. Raises DepartedError."""
     working = asyncio.current_task()
     assert working is not None
-    left = finished = False
+    left = False
 
-    def leave(_: asyncio.Task[None]) -> None:
+    def leave() -> None:
         nonlocal left
-        if not finished and not leaving.cancelled():
-            left = True
-            working.cancel()
+        left = True
+        working.cancel()
 
-    leaving = asyncio.ensure_future(_departure(receive))
-    leaving.add_done_callback(leave)
-    try:
-        return await work
-    except asyncio.CancelledError:
-        if left and working.uncancel() == 0:
-            raise DepartedError from None
-        raise
-    finally:
-        finished = True
-        leaving.cancel()
-
-
-async def _departure(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
+    with connection.telling(leave):
+        try:
+            return await work
+        except asyncio.CancelledError:
+            if left and working.uncancel() == 0:
+                raise DepartedError from None
+            raise
 
 
 def _response(answer: Answer) -> Response:

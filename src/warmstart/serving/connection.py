@@ -4,6 +4,8 @@ refuse what need not be parsed."""
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import h11
@@ -39,6 +41,8 @@ class GuardedConnection(asyncio.Protocol):
         self._unread = 0
         self._first = b""  # what came first of the request that is being answered
         self._timer: asyncio.TimerHandle | None = None
+        self._lost = False
+        self._told: Callable[[], None] | None = None  # by whom it is asked to, when it is lost
 
     def connection_made(self, transport: Any) -> None:
         self._transport = transport
@@ -87,7 +91,21 @@ class GuardedConnection(asyncio.Protocol):
         if not self._refused:
             self._inner.eof_received()
 
+    @contextmanager
+    def telling(self, lost: Callable[[], None]) -> Iterator[None]:
+        """While it is entered, `lost` is called when the client leaves; at once, where it has left."""
+        self._told = lost
+        if self._lost:
+            lost()
+        try:
+            yield
+        finally:
+            self._told = None
+
     def connection_lost(self, exc: Exception | None) -> None:
+        self._lost = True
+        if self._told is not None:
+            self._told()
         self._stop_waiting()
         if not self._refused:
             self._inner.connection_lost(exc)

@@ -14,7 +14,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from warmstart.errors import DataError, UsageError, WarmstartError
-from warmstart.features import Feature
 from warmstart.pipeline import Pipeline
 from warmstart.rows import Row, texts
 from warmstart.serving.limits import Limits
@@ -97,10 +96,40 @@ class Served:
         if time.monotonic() >= deadline:
             raise too_late("the deadline had passed when the request came")
         self.check_room(client)
-        job = await self._encoded(rows, client=client, deadline=deadline)
-        return await self._answer(job)
+        job = Job(client=client, rows=rows, deadline=deadline)
+        self._encoding.submit(self._admit, job, self._take_room(rows))
+        return await _answer(job)
 
-    async def _answer(self, job: Job, *, beyond: bool = False) -> list[Any]:
+    def _take_room(self, rows: Sequence[Row]) -> int:
+        """Count rows that wait for their tokens against the queue; `_admit` gives back what this returns."""
+        size = sum(len(value) for row in rows for value in row.values() if isinstance(value, str | list))
+        size = min(size // _CHARACTERS_A_TOKEN, self.limits.queue_tokens)
+        with self._lock:
+            if self._being_encoded + self._queue.tokens + size > 2 * self.limits.queue_tokens:
+                raise overloaded(self._retry_after())
+            self._being_encoded += size
+        return size
+
+    def _admit(self, job: Job, size: int) -> None:
+        """Off the event loop: encode a job's rows and let it wait in the queue. What fails is the job's answer."""
+        try:
+            if job.gone:
+                return
+            started = time.monotonic()
+            if started >= job.deadline:  # it waited for a thread
+                raise too_late()
+            if self._queue.closed:
+                raise self._closed()
+            job.features = list(self.task.encode(job.rows))
+            self._metrics.stage(self.name, "encode", time.monotonic() - started)
+            self._put(job)
+        except Exception as error:
+            job.fail(error)
+        finally:
+            with self._lock:
+                self._being_encoded -= size
+
+    def _put(self, job: Job, *, beyond: bool = False) -> None:
         try:
             self._queue.put(job, beyond=beyond)
         except QueueFullError:
@@ -114,33 +143,6 @@ class Served:
             raise overloaded(self._retry_after()) from None
         except QueueClosedError:
             raise self._closed() from None
-        try:
-            async with asyncio.timeout(max(0.0, job.deadline - time.monotonic())):
-                return await asyncio.wrap_future(job.future)
-        except TimeoutError:
-            raise too_late() from None
-
-    async def _encoded(self, rows: Sequence[Row], *, client: str, deadline: float) -> Job:
-        size = sum(len(value) for row in rows for value in row.values() if isinstance(value, str | list))
-        size = min(size // _CHARACTERS_A_TOKEN, self.limits.queue_tokens)
-        with self._lock:
-            if self._being_encoded + self._queue.tokens + size > 2 * self.limits.queue_tokens:
-                raise overloaded(self._retry_after())
-            self._being_encoded += size
-        try:
-            features = await asyncio.get_running_loop().run_in_executor(self._encoding, self._encode, rows, deadline)
-        finally:
-            with self._lock:
-                self._being_encoded -= size
-        return Job(client=client, rows=rows, features=features, deadline=deadline)
-
-    def _encode(self, rows: Sequence[Row], deadline: float) -> list[Feature]:
-        started = time.monotonic()
-        if started >= deadline:  # it waited for a thread
-            raise too_late()
-        features = list(self.task.encode(rows))
-        self._metrics.stage(self.name, "encode", time.monotonic() - started)
-        return features
 
     async def probe(self) -> None:
         """One row through the queue, the model and back, even while the queue is full. Raises what failed."""
@@ -149,7 +151,9 @@ class Served:
         rows = [self._probe_row()]
         deadline = time.monotonic() + _PROBE_SECONDS
         features = await asyncio.get_running_loop().run_in_executor(None, lambda: list(self.task.encode(rows)))
-        await self._answer(Job(client="\0probe", rows=rows, features=features, deadline=deadline), beyond=True)
+        job = Job(client="\0probe", rows=rows, features=features, deadline=deadline)
+        self._put(job, beyond=True)
+        await _answer(job)
 
     def _probe_row(self) -> Row:
         """A row that the task can read: its required fields, or all that are no target where it needs more."""
@@ -167,6 +171,15 @@ class Served:
 
     def _retry_after(self) -> int:
         return max(1, min(60, math.ceil(self._worker.seconds(self._queue.tokens))))
+
+
+async def _answer(job: Job) -> list[Any]:
+    """A job's predictions, once they are there; cancelling gives it up. Raises Refusal "deadline-exceeded"."""
+    try:
+        async with asyncio.timeout(max(0.0, job.deadline - time.monotonic())):
+            return await asyncio.wrap_future(job.future)
+    except TimeoutError:
+        raise too_late() from None
 
 
 class Models:
@@ -223,5 +236,5 @@ class Models:
             served.close()
         for served in self.served.values():
             served.join(max(0.0, until - time.monotonic()))
-        self._encoding.shutdown(wait=False, cancel_futures=True)
+        self._encoding.shutdown(wait=False)  # what is left in there is refused, as the queues are closed
         self._decoding.shutdown(wait=False)

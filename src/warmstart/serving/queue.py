@@ -29,12 +29,13 @@ _RESERVED = 1024
 
 @dataclass(eq=False)
 class Job:
-    """One request's encoded rows, and the place for its predictions. Times as `time.monotonic` counts, in seconds."""
+    """One request's rows, what they are encoded to, and the place for its predictions. Times as `time.monotonic`
+    counts, in seconds."""
 
     client: str
     rows: Sequence[Row]
-    features: Sequence[Feature]
     deadline: float
+    features: Sequence[Feature] = ()  # of all rows, from when it is put
     future: Future[list[Any]] = field(default_factory=Future)
     waiting_since: float = 0.0
     taken: int = 0  # features that were drawn
@@ -111,6 +112,10 @@ class FairQueue:
     def tokens(self) -> int:
         """Tokens that wait."""
         return self._tokens
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
 
     @property
     def full(self) -> bool:

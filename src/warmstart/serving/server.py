@@ -87,7 +87,8 @@ class Server:
     def _run(self) -> None:
         # Not the main thread: there uvicorn takes the signals and, done, raises them again, which kills the process.
         try:
-            asyncio.run(self._uvicorn.serve(sockets=[self._socket]))
+            with asyncio.Runner(loop_factory=self._uvicorn.config.get_loop_factory()) as runner:
+                runner.run(self._uvicorn.serve(sockets=[self._socket]))
         except BaseException as error:
             self._failure = error
         finally:
@@ -168,7 +169,7 @@ def _config(service: Service, limits: Limits) -> uvicorn.Config:
         service.app,
         http=connection,  # type: ignore[arg-type]  # it is only ever called
         ws="none",
-        loop="asyncio",
+        loop="auto",  # uvloop where it is installed
         lifespan="on",
         interface="asgi3",
         log_config=None,
