@@ -57,6 +57,51 @@ def test_a_batch_is_parted_where_its_padding_would_be_more(given: list[int], bud
             assert wasted > most or (len(batch) + 1) * longest > budget
 
 
+def cost(shapes: Shapes, batches: list[list[int]], given: list[int]) -> int:
+    assert shapes.call_tokens is not None
+    widths = [shapes.width(len(batch), given[batch[0]]) for batch in batches]
+    return sum(len(batch) * width + shapes.call_tokens for batch, width in zip(batches, widths, strict=True))
+
+
+@given(lengths, st.integers(1, 2000), st.integers(0, 200), st.booleans())
+@some
+def test_batches_are_cut_where_they_cost_least(given: list[int], budget: int, call: int, rounded: bool) -> None:
+    """Never dearer than parted by padding alone."""
+    shapes = Shapes(budget, call_tokens=call, rounded=rounded, limit=600)
+    batches = shapes.plan(given, max_tokens=10**6)
+    parted = plan(given, max_tokens=budget, max_padding=call)
+    assert [i for batch in batches for i in batch] == [i for batch in parted for i in batch]
+    assert all(batches) and all(len(batch) == 1 or padded(batch, given) <= budget for batch in batches)
+    assert cost(shapes, batches, given) <= cost(shapes, parted, given)
+
+
+def cheapest(shapes: Shapes, ordered: list[int], budget: int) -> int:
+    """What the best of all ways to cut lengths, longest first, costs."""
+    assert shapes.call_tokens is not None
+    least = [0]
+    for end in range(1, len(ordered) + 1):
+        ways = []
+        for start in range(end - 1, -1, -1):
+            rows = end - start
+            if rows > 1 and rows * ordered[start] > budget:
+                break
+            ways.append(least[start] + shapes.call_tokens + rows * shapes.width(rows, ordered[start]))
+        least.append(min(ways))
+    return least[-1]
+
+
+def test_the_cuts_of_what_waits_in_a_server_are_close_to_the_best() -> None:
+    shapes = Shapes(768, call_tokens=48, rounded=True, limit=512)
+    random = np.random.default_rng(0)
+    best = greedy = found = 0
+    for count in (4, 8, 16, 32, 64) * 8:
+        given = np.clip(random.normal(27, 13, count), 5, 67).astype(int).tolist()
+        best += cheapest(shapes, sorted(given, reverse=True), 768)
+        greedy += cost(shapes, plan(given, max_tokens=768, max_padding=48), given)
+        found += cost(shapes, shapes.plan(given, max_tokens=768), given)
+    assert best <= found < 1.01 * best < 1.03 * best < greedy
+
+
 @given(st.integers(1, 600), st.integers(1, 512), st.none() | st.integers(512, 600))
 @some
 def test_widths_are_rounded_up_a_little(rows: int, longest: int, limit: int | None) -> None:

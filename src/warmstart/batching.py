@@ -69,9 +69,8 @@ class Shapes:
     """The shapes of batches at which a runtime is quickest.
 
     `max_tokens`: padded tokens of a batch; a caller's larger number is no use. `call_tokens`: what a call costs beside
-    its tokens, counted in tokens, where padding is computed: a batch with more padding than that is better two. None
-    where padding costs nothing. `rounded`: each new shape costs time and memory, so that widths are rounded up, to
-    `limit` at most, the most tokens that the model takes.
+    its tokens, counted in tokens, where padding is computed; None where padding costs nothing. `rounded`: each new
+    shape costs time and memory, so that widths are rounded up, to `limit` at most, the most tokens that the model takes.
     """
 
     max_tokens: int
@@ -81,7 +80,30 @@ class Shapes:
 
     def plan(self, lengths: Sequence[int], *, max_tokens: int) -> list[list[int]]:
         """Batches of positions, longest first, of at most `max_tokens` padded tokens before widths are rounded."""
-        return plan(lengths, max_tokens=min(max_tokens, self.max_tokens), max_padding=self.call_tokens)
+        budget = min(max_tokens, self.max_tokens)
+        batches = plan(lengths, max_tokens=budget, max_padding=self.call_tokens)
+        return batches if self.call_tokens is None else self._cut_anew(batches, lengths, budget, self.call_tokens)
+
+    def _cut_anew(
+        self, batches: Sequence[list[int]], lengths: Sequence[int], budget: int, call: int
+    ) -> list[list[int]]:
+        """The batches, each cut off from the next where the two cost least together, or joined with it."""
+
+        def cost(count: int, longest: int) -> float:
+            if count > 1 and count * longest > budget:
+                return math.inf
+            return call + count * self.width(count, longest) if count else 0
+
+        ended, last = list[list[int]](), list[int]()
+        for batch in batches:
+            rows = last + batch
+            tokens = [lengths[i] for i in rows] + [0]
+            costs = [cost(k, tokens[0]) + cost(len(rows) - k, tokens[k]) for k in range(1, len(rows) + 1)]
+            cut = 1 + costs.index(min(costs))
+            if cut < len(rows):
+                ended.append(rows[:cut])
+            last = rows[cut:] or rows
+        return [*ended, last] if last else []
 
     def width(self, rows: int, longest: int) -> int:
         """How wide a batch of `rows` features is made. To a multiple of 8 where they are few, of less where they are

@@ -43,6 +43,12 @@ _MODULES: dict[str, type[nn.Module] | None] = {
     "output.dropout": nn.Dropout,
 }
 
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_PARAMETERS = ("weight", "bias")
+_OTHER_MODULES = "its modules are not those of BERT's layers"
+# Each module with its parent and its name there, parents first.
+_PLACES = tuple((name, *name.rpartition(".")[::2], kind) for name, kind in _MODULES.items())
+
 
 @dataclass(frozen=True)
 class PackedLayer:
@@ -89,27 +95,27 @@ def why_stock(layer: Any, hidden: Tensor) -> str | None:
         return "somebody looks into every module"
     if forward_ad._current_level >= 0:
         return "derivatives are taken forward"
-    modules = dict(layer.named_modules())
-    del modules[""]  # hooks on the layer itself are called as ever
-    if modules.keys() != _MODULES.keys():
-        return "its modules are not those of BERT's layers"
-    for name, module in modules.items():
-        if module.training != layer.training:  # somebody wants dropout where there is none, or none where there is
+    modules = {"": layer}  # hooks on the layer itself are called as ever
+    for name, parent, child, kind in _PLACES:
+        module = modules[name] = modules[parent]._modules.get(child)
+        if module is None:
+            return _OTHER_MODULES
+        inside = vars(module)  # what is asked at every call is not looked for by way of `Module.__getattr__`
+        if inside["training"] is not layer.training:  # somebody wants dropout where there is none, or none where it is
             return f"{name} is in another mode than its layer"
-        kind = _MODULES[name]
         if type(module) is not kind if kind else not type(module).__module__.startswith("transformers.models."):
             return f"{name} is a {type(module).__name__}"
-        hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-        if any(hooks) or "forward" in vars(module):
+        if any(map(inside.__getitem__, _HOOKS)) or "forward" in inside:
             return f"{name} has a hook"
-        if isinstance(module, nn.Dropout) and module.p >= 1:
+        if kind is nn.Dropout and module.p >= 1:
             return f"{name} drops everything"
-        if isinstance(module, nn.LayerNorm | nn.Linear):
-            for parameter in (module.weight, module.bias):
-                if type(parameter) not in (nn.Parameter, Tensor) or parameter.dtype != hidden.dtype:
-                    return f"{name} has no bias, or is of another type"
-                if trains and not parameter.requires_grad:
-                    return f"{name} is frozen"
+        for parameter in map(inside["_parameters"].get, _PARAMETERS) if kind in (nn.Linear, nn.LayerNorm) else ():
+            if type(parameter) not in (nn.Parameter, Tensor) or parameter.dtype != hidden.dtype:
+                return f"{name} has no bias, or is of another type"
+            if trains and not parameter.requires_grad:
+                return f"{name} is frozen"
+    if sum(len(module._modules) for module in modules.values()) != len(_PLACES):
+        return _OTHER_MODULES
     return None
 
 
