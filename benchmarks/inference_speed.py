@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 from warmstart.errors import WarmstartError
 from warmstart.verbs.bench_figures import agreement, disagreements
 from warmstart.verbs.bench_process import Contestant, Place, spare_cores, working
-from warmstart.verbs.bench_race import Entry, Found, Survey, find_setting, race
+from warmstart.verbs.bench_race import Entry, Found, Survey, find_setting, race, runner_up
 
 HERE = str(Path(__file__).parent)
 LIMIT, LABELS = 512, ("NEGATIVE", "POSITIVE")
@@ -121,7 +121,8 @@ def _raced(
                 if count:
                     name = entrant.contestant.name
                     workers[name].load(key, work.rows)
-                    entries.append(Entry(entrant.contestant, key, found[name][key][0], count))
+                    best, times = found[name][key]
+                    entries.append(Entry(entrant.contestant, key, best, count, runner_up(times)))
         trials, surveys = race(entries, workers, {key: len(work.texts) for key, work in works.items()}, progress=_say)
         yield from ({"kind": "trial", **trial.as_dict()} for trial in trials)
         for (key, name), survey in surveys.items():

@@ -70,7 +70,7 @@ class Shapes:
 
     `max_tokens`: padded tokens of a batch; a caller's larger number is no use. `call_tokens`: what a call costs beside
     its tokens, counted in tokens, where padding is computed; None where padding costs nothing. `rounded`: each new
-    shape costs time and memory, so that widths are rounded up, to `limit` at most, the most tokens that the model takes.
+    shape costs time and memory, so that widths are rounded up, to `limit` at most, the most tokens the model takes.
     """
 
     max_tokens: int

@@ -34,12 +34,12 @@ def test_everybody_runs_once_a_repeat_and_over_as_many_repeats_stands_once_in_ea
 class Script:
     """Stands for a worker: remembers what it was asked, and takes as long as it is told."""
 
-    def __init__(self, name: str, log: list[tuple[Any, ...]]) -> None:
-        self.name, self.log = name, log
+    def __init__(self, name: str, log: list[tuple[Any, ...]], slow: int = -1) -> None:
+        self.name, self.log, self.slow = name, log, slow
 
     def run(self, workload: str, setting: int | None, *, survey: bool = False) -> Any:
         self.log.append((workload, self.name, setting, "warm" if survey else "run"))
-        found: dict[str, Any] = {"seconds": 1.0, "cpu_seconds": 1.0, "peak_mb": None}
+        found: dict[str, Any] = {"seconds": 2.0 if setting == self.slow else 1.0, "cpu_seconds": 1.0, "peak_mb": None}
         return found | ({"survey": {"answers": [self.name], "tokens": 1, "positions": 2}} if survey else {})
 
 
@@ -72,6 +72,15 @@ def test_the_best_setting_is_the_quickest_and_the_close_ones_are_timed_again(cos
     assert costs[best] == min(costs.values()) and set(times) == set(costs)
     for choice, seconds in times.items():
         assert len(seconds) == (3 if costs[choice] <= CLOSE * min(costs.values()) else 1)
+
+
+@pytest.mark.parametrize("slow", [8, 64])
+def test_of_two_close_settings_the_quicker_one_where_the_race_is_run_races(slow: int) -> None:
+    log: list[tuple[Any, ...]] = []
+    workers = cast(Mapping[str, Worker], {"a": Script("a", log, slow)})
+    trials, surveys = race([Entry(Contestant("a", "m"), "w", 8, 2, runner_up=64)], workers, {"w": 10})
+    assert log[:4] == [("w", "a", 8, "warm"), ("w", "a", 64, "warm"), ("w", "a", 8, "run"), ("w", "a", 64, "run")]
+    assert [(trial.setting, trial.seconds) for trial in trials] == [(72 - slow, 1.0)] * 2 and len(surveys) == 1
 
 
 def test_one_lucky_time_does_not_win() -> None:

@@ -25,12 +25,13 @@ CLOSE = 1.15
 
 @dataclass(frozen=True)
 class Entry:
-    """A contestant with a setting, on a workload, for so many repeats."""
+    """A contestant with a setting, on a workload, for so many repeats. `runner_up`: one that came close to it."""
 
     contestant: Contestant
     workload: str
     setting: int | None = None
     repeats: int = 5
+    runner_up: int | None = None
 
     @property
     def name(self) -> str:
@@ -85,19 +86,18 @@ def race(
 ) -> tuple[list[Trial], dict[tuple[str, str], Survey]]:
     """Run the entries in turn, workload by workload and repeat by repeat, after each ran the whole workload once.
 
-    Runtimes prepare for every shape they meet, so only who has met them all is warm. `rows`: the number of rows of each
-    workload, which the workers hold already. Returns every trial, and what the first, untimed runs found out, by
-    workload and name.
+    Runtimes prepare for every shape they meet, so only who has met them all is warm; where there is a runner-up, the
+    quicker of the two then races. `rows`: the number of rows of each workload, which the workers hold already. Returns
+    every trial, and what the first, untimed runs found out, by workload and name.
     """
     trials: list[Trial] = []
     surveys: dict[tuple[str, str], Survey] = {}
     for workload in dict.fromkeys(entry.workload for entry in entries):
         here = [entry for entry in entries if entry.workload == workload]
-        for entry in here:
+        for i, entry in enumerate(here):
             if progress is not None:
                 progress(f"{workload}: warming up, {entry.name}")
-            found = workers[entry.name].run(workload, entry.setting, survey=True)["survey"]
-            surveys[workload, entry.name] = Survey(**found)
+            here[i], surveys[workload, entry.name] = _warm(entry, workers[entry.name])
         for repeat in range(max(entry.repeats for entry in here)):
             running = [entry for entry in here if repeat < entry.repeats]
             for turn, entry in enumerate(turns(running, repeat)):
@@ -106,6 +106,25 @@ def race(
                 measured = workers[entry.name].run(workload, entry.setting)
                 trials.append(Trial(workload, entry.name, entry.setting, repeat, turn, rows[workload], **measured))
     return trials, surveys
+
+
+def _warm(entry: Entry, worker: Worker) -> tuple[Entry, Survey]:
+    """The entry with the setting it races with, which is a matter of the process too: of what memory it keeps."""
+    settings = [entry.setting] if entry.runner_up is None else [entry.setting, entry.runner_up]
+    surveys = [Survey(**worker.run(entry.workload, setting, survey=True)["survey"]) for setting in settings]
+    seconds = [worker.run(entry.workload, setting)["seconds"] for setting in settings] if len(settings) > 1 else [0.0]
+    best = seconds.index(min(seconds))
+    return dataclasses.replace(entry, setting=settings[best], runner_up=None), surveys[best]
+
+
+def runner_up(times: Mapping[int, Sequence[float]]) -> int | None:
+    """The second best setting of a search, where it came within `CLOSE` of the best.
+
+    >>> runner_up({1: [3.0], 8: [1.0, 1.0], 64: [1.1, 1.0]}), runner_up({1: [3.0], 8: [1.0]})
+    (64, None)
+    """
+    medians = sorted((statistics.median(seconds), choice) for choice, seconds in times.items())
+    return medians[1][1] if len(medians) > 1 and medians[1][0] <= CLOSE * medians[0][0] else None
 
 
 def best_setting(
