@@ -34,8 +34,8 @@ LEGEND = (
     "share of the positions of batches of 32 in arrival order that were not computed. `GEMM`: what the real tokens",
     "need in matrix products a second, as a share of the best product of the model's largest layer in the same type by",
     "whichever contestant's library was quickest; ours need less of the last layer, whose other tokens the head does",
-    "not read, and are counted so. `labels`: share equal to those of `pipeline`, which is torch in fp32. `peak MB`: the",
-    "most memory held while running. Accuracy is on the",
+    "not read, and are counted so. `labels`: share equal to those of `pipeline`, which is torch in fp32. `peak MB`:",
+    "the most memory held while running. Accuracy is on the",
     "labelled texts, with Wilson's 95 % interval.",
 )
 
