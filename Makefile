@@ -36,9 +36,11 @@ test: $(READY)
 	$(BIN)/python -m pytest $(HALF)
 
 # Each of the eight cases of the pairwise cover and of the four recipes is killed 20 times at a random moment, and the
-# example's loop 10 times, after a random step. (`make test` kills each of the eight cases once at a random moment.)
+# example's loop 10 times, after a random step; saves, reports, fills of the cache and exports at every file operation.
+# (`make test` kills each of the eight cases once at a random moment, and the others at some operations.)
 nightly: $(READY)
-	WARMSTART_KILLS=20 $(BIN)/python -m pytest -o timeout=1800 tests/verbs/test_kills.py tests/faults/test_k_snapshots.py tests/docs/test_own_loop.py
+	WARMSTART_KILLS=20 $(BIN)/python -m pytest -o timeout=1800 tests/verbs/test_kills.py tests/faults/test_k_snapshots.py \
+		tests/faults/test_k_files.py tests/docs/test_own_loop.py
 
 fuzz: $(READY)
 	WARMSTART_FUZZ=60 WARMSTART_MUTATIONS=2000 $(BIN)/python -m pytest -s -o timeout=1800 \

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 # Before torch is imported, here and in every process a test starts: tiny models gain nothing from a second thread, and
@@ -17,6 +18,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 import pytest
 
+from support.catalogue import seconds_for
 from support.models import tiny_checkpoint
 from warmstart.checkpoints import cache_folder, starter_encoder
 
@@ -28,6 +30,15 @@ def no_hub(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFac
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # the discard port: refuses at once
     for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_TOKEN"):
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(autouse=True)
+def bounded(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A test of the fault catalogue ends in time: see `support.catalogue`."""
+    seconds = seconds_for(request.node)
+    started = time.perf_counter()
+    yield
+    assert seconds is None or time.perf_counter() - started < seconds
 
 
 @pytest.fixture(scope="session")

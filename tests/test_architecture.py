@@ -23,7 +23,7 @@ FILES = sorted(SRC.rglob("*.py"))
 # From the ground up: a part imports what is below it, or itself; never what stands beside or above it.
 LEVELS = (
     ("errors",),
-    ("display", "features", "randomness"),
+    ("display", "durable", "features", "randomness"),
     ("provenance", "tokenization"),
     ("rows", "batching", "metrics"),
     ("tasks",),
@@ -39,7 +39,7 @@ LEVEL = {part: height for height, parts in enumerate(LEVELS) for part in parts}
 
 # Parts that must be usable without torch and transformers.
 LIGHT = ("errors", "display", "features", "randomness", "provenance", "tokenization", "batching", "rows", "metrics")
-LIGHT += ("tasks", "evaluation", "report", "pipeline")
+LIGHT += ("durable", "tasks", "evaluation", "report", "pipeline")
 HEAVY = {"torch", "transformers", "peft", "sentence_transformers", "datasets", "pandas", "polars"}
 
 # The four seams at which an import may wait until it is needed. (Tasks and rows: see `_task_may` and `_rows_may`.)

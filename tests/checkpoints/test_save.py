@@ -17,6 +17,7 @@ from support.models import FAMILIES
 from warmstart.checkpoints import commit as module
 from warmstart.checkpoints import commit_folder, load_model, load_tokenizer, save_model, verify
 from warmstart.checkpoints.manifest import check_manifest
+from warmstart.durable import held
 from warmstart.errors import CheckpointError, UsageError
 
 
@@ -83,6 +84,15 @@ def test_commit_and_replace(tmp_path: Path) -> None:
     commit_folder(target, _write("two"), replace=True)
     assert (target / "sub" / "b.txt").read_text() == "two"
     assert [path.name for path in target.parent.iterdir()] == ["out"]  # nothing temporary stays
+
+
+def test_what_a_killed_commit_left_goes_with_the_next_of_that_name_and_no_other(tmp_path: Path) -> None:
+    for name in (".out.tmp-0123456789ab", ".other.tmp-0123456789ab"):
+        (tmp_path / name / "sub").mkdir(parents=True)
+    with held(tmp_path / "out", Path.mkdir) as beside:  # another process is just at it
+        commit_folder(tmp_path / "out", _write("one"))
+        left = [".other.tmp-0123456789ab", beside.name, "out"]
+        assert sorted(path.name for path in tmp_path.iterdir()) == sorted(left)
 
 
 def test_empty_folder_may_be_filled(tmp_path: Path) -> None:

@@ -28,12 +28,14 @@ def case(request: pytest.FixtureRequest, load: Callable[[Case], Loaded]) -> Load
     return load(request.param)
 
 
-def test_exported_is_torch(case: Loaded, tmp_path: Path) -> None:
+@pytest.mark.parametrize("format", ["openvino", "onnx"])
+def test_exported_is_torch(case: Loaded, tmp_path: Path, format: str) -> None:
     rows = inputs_of(case)
-    result = ws.export(case.pipe, tmp_path / "out", data=rows, tolerance=ws.Tolerance(rows=len(rows)))
+    result = ws.export(case.pipe, tmp_path / "out", format=format, data=rows, tolerance=ws.Tolerance(rows=len(rows)))
     assert result.parity.agreement == 1 and result.parity.difference < 1e-5
     exported = ws.load(tmp_path / "out")
-    assert verify_export(tmp_path / "out").record.task == case.pipe.task.name
+    record = verify_export(tmp_path / "out").record
+    assert (record.task, record.format) == (case.pipe.task.name, format)
     expected = dicts(case.pipe(rows))
     for budget in (1, 64, 10**6):
         assert close(dicts(exported(rows, max_tokens=budget)), expected)

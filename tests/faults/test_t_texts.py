@@ -144,6 +144,7 @@ _WORST = {
 
 @pytest.mark.parametrize("unit", _WORST)
 @pytest.mark.parametrize("tokenizer", [BERT, ROBERTA], ids=["wordpiece", "bytes"])
+@pytest.mark.bounded(120)  # texts of up to 10 MB
 def test_t52_time_is_linear(tokenizer: Tokenizer, unit: str) -> None:
     def seconds(characters: int) -> float:
         text = _WORST[unit] * (characters // len(_WORST[unit]))
@@ -158,6 +159,7 @@ def test_t52_time_is_linear(tokenizer: Tokenizer, unit: str) -> None:
     assert large < 1.0
 
 
+@pytest.mark.bounded(120)  # texts of up to 10 MB
 def test_t52_ten_megabytes_without_a_space() -> None:
     start = time.perf_counter()
     [found, twin] = BERT.encode(["x" * 10_000_000, CALM])
@@ -166,6 +168,7 @@ def test_t52_ten_megabytes_without_a_space() -> None:
     assert twin.flags == ()
 
 
+@pytest.mark.bounded(120)  # texts of up to 10 MB
 def test_t52_a_million_combining_marks() -> None:
     start = time.perf_counter()
     [found, twin] = BERT.encode(["a" + "\u0301" * 1_000_000, CALM])
@@ -175,6 +178,7 @@ def test_t52_a_million_combining_marks() -> None:
 
 
 @pytest.mark.parametrize("stride", [None, 8])
+@pytest.mark.bounded(120)  # texts of up to 10 MB
 def test_t52_two_long_texts_of_a_pair_cost_their_sum(stride: int | None) -> None:
     """The pieces cut off the two must never be joined with each other: that is quadratic in time and memory."""
 
@@ -192,6 +196,7 @@ def test_t52_two_long_texts_of_a_pair_cost_their_sum(stride: int | None) -> None
 
 
 @pytest.mark.parametrize("text", [_WORST["zalgo"] * 3, "\u202egood\u202c film", _WORST["zwj_emoji"] + " good", "ﬁlm"])
+@pytest.mark.bounded(120)  # texts of up to 10 MB
 def test_t52_offsets_point_into_the_text_as_given(text: str) -> None:
     for tokenizer in (BERT, ROBERTA):
         for limit in (128, 6):  # whole, and cut
@@ -203,6 +208,7 @@ def test_t52_offsets_point_into_the_text_as_given(text: str) -> None:
     assert found.pieces[0].offsets[-2][1] == len(text) + 5  # the last token before [SEP] ends where the text ends
 
 
+@pytest.mark.bounded(120)  # texts of up to 10 MB
 def test_t52_composed_and_decomposed_agree_where_the_checkpoint_folds_accents() -> None:
     nfc = "caf\u00e9 na\u00efve"
     nfd = unicodedata.normalize("NFD", nfc)

@@ -196,6 +196,19 @@ def test_a_file_is_replaced_only_when_all_is_written(tmp_path: Path) -> None:
     writer.close()  # closing again does nothing
 
 
+def test_what_a_kill_left_goes_with_the_next_writing_and_what_another_writes_stays(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    (tmp_path / ".a.jsonl.tmp-0123456789ab").write_text("half")
+    with open_writer(path) as first:
+        first.write({"n": 1})
+        [hidden] = list(tmp_path.iterdir())
+        with open_writer(path) as second:
+            second.write({"n": 2})
+            assert hidden in tmp_path.iterdir()
+        assert json.loads(path.read_text())["n"] == 2
+    assert json.loads(path.read_text())["n"] == 1 and [entry.name for entry in tmp_path.iterdir()] == ["a.jsonl"]
+
+
 def test_permissions_come_from_the_umask_and_links_are_followed(tmp_path: Path) -> None:
     (tmp_path / "real.jsonl").write_text("old")
     (tmp_path / "link.jsonl").symlink_to(tmp_path / "real.jsonl")

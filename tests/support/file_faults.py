@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -109,3 +111,30 @@ def _noted(name: str, real: Callable[..., Any], operations: Operations) -> Calla
         return real(path, *arguments, **named)
 
     return call
+
+
+def operations_of(action: Callable[[], Any]) -> list[tuple[str, str, str]]:
+    """The operations that `action` makes: (name, path, second path)."""
+    operations = Operations(lambda number, name: None)
+    with watched(operations):
+        action()
+    return operations.made
+
+
+def killed_at(number: int, action: Callable[[], Any]) -> bool:
+    """Do `action` in a forked process that is killed (SIGKILL) before its n-th file operation; was it?"""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # from Python 3.12 on, of forks beside threads
+        child = os.fork()
+    if child == 0:
+
+        def kill(count: int, name: str) -> None:
+            if count == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        try:
+            with watched(Operations(kill)):
+                action()
+        finally:
+            os._exit(1)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL

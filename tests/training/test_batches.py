@@ -179,6 +179,7 @@ def test_r77_a_limit_below_one_is_refused(task: Task, limits: dict[str, int]) ->
     with pytest.raises(ws.UsageError) as caught:
         ws.batches(ROWS, task, **limits)
     assert caught.value.code == "batch-limit" and next(iter(limits)) in str(caught.value)
+    assert caught.value.where.field == next(iter(limits)) and caught.value.value == next(iter(limits.values()))
 
 
 def test_r77_a_batch_larger_than_the_data_is_all_of_it(task: Task) -> None:

@@ -235,7 +235,8 @@ def test_r80_other_settings_are_refused_with_the_difference(tmp_path: Path) -> N
     Loop(tmp_path, settings={"seed": 0, "rows": "abc"}).run(4)
     with pytest.raises(ws.UsageError, match="seed: 0 → 1") as caught:
         Loop(tmp_path, settings={"seed": 1, "rows": "abc"}).run()
-    assert caught.value.code == "resume-differs"
+    assert caught.value.code == "resume-differs" and caught.value.value == "seed"
+    assert str(caught.value.where).startswith(str(tmp_path))
     assert Loop(tmp_path, settings={"seed": 0, "rows": "abc"}).run() == 3
 
 
@@ -272,6 +273,7 @@ def test_mistakes_in_the_call_are_told(tmp_path: Path) -> None:
     assert _code(Loop(tmp_path / "d").run, ws.WarmstartError) == "run-unwritable"
 
 
+@pytest.mark.bounded(60)  # two processes start
 def test_x93_one_process_at_a_time(tmp_path: Path) -> None:
     loop = Loop(tmp_path)
     ckpt = ws.Checkpointer(tmp_path, model=loop.model, optimizer=loop.optimizer)

@@ -207,6 +207,7 @@ def test_r77_a_model_with_nothing_to_train_is_refused(tiny: Callable[..., Path])
     with pytest.raises(ws.TrainingError) as caught:
         adamw(model.requires_grad_(False), learning_rate=1e-3, weight_decay=0.0)
     assert caught.value.code == "nothing-to-train" and "requires_grad_" in caught.value.fix
+    assert str(caught.value.where) == type(model).__name__
 
 
 def test_frozen_parameters_are_left_alone(tiny: Callable[..., Path]) -> None:

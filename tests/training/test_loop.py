@@ -131,15 +131,19 @@ def test_r73_a_loss_that_is_not_finite_leaves_the_weights_as_they_were(pipe: ws.
 
 
 def test_r73_a_gradient_that_is_not_finite_leaves_the_weights_as_they_were(pipe: ws.Pipeline) -> None:
+    _fit(pipe, max_steps=1)  # the healthy twin
     pipe.model.classifier.register_full_backward_hook(lambda module, inputs, outputs: (inputs[0] * float("inf"),))
     before = _weights(pipe.model)
     with pytest.raises(ws.TrainingError) as caught:
         _fit(pipe)
     assert caught.value.code == "loss-not-finite" and "gradient norm" in caught.value.what
+    assert str(caught.value.where) == "step 1"
     assert _equal(_weights(pipe.model), before)
 
 
-def test_r77_a_hostile_rate_ends_in_an_error_that_names_the_step(pipe: ws.Pipeline) -> None:
+def test_r77_a_hostile_rate_ends_in_an_error_that_names_the_step(pipe: ws.Pipeline, tiny: Callable[..., Path]) -> None:
+    healthy = ws.load(tiny("bert"))
+    check_finite(healthy.model, len(_fit(healthy, epochs=3, weight_decay=0)))
     with pytest.raises(ws.TrainingError) as caught:
         _fit(pipe, learning_rate=1e38, epochs=3, weight_decay=0)
         check_finite(pipe.model, 18)
@@ -154,6 +158,7 @@ def test_r73_weights_that_are_not_finite_are_named(pipe: ws.Pipeline) -> None:
     with pytest.raises(ws.TrainingError) as caught:
         check_finite(pipe.model, 3)
     assert caught.value.code == "weights-not-finite" and caught.value.value == "classifier.weight"
+    assert str(caught.value.where) == "step 3"
 
 
 def test_bfloat16_runs_on_a_cpu_and_keeps_float32_weights(pipe: ws.Pipeline) -> None:

@@ -41,6 +41,11 @@ PHASES = (
 TRIES = 5  # a phase of milliseconds may be over before the kill comes
 
 
+def test_kills_land_in_a_save_in_pruning_and_in_evaluation() -> None:
+    """Each case below is killed until the record of its process says that it was in its phase."""
+    assert {phase.phase for phase in PHASES} >= {"save", "prune", "evaluation", "finish"} and len(PHASES) == len(COVER)
+
+
 def test_the_cover_has_every_pair() -> None:
     names = [field.name for field in fields(Case)]
     for one, other in itertools.combinations(names, 2):

@@ -151,6 +151,8 @@ def test_r74_a_row_that_does_not_fit_is_named(tiny: Callable[..., Path], tmp_pat
     assert [cut["parts"] for cut in cuts] == [2, 4, 8]
     ends = json.loads((tmp_path / "run" / "attempts.jsonl").read_text().splitlines()[-1])
     assert ends["ended"] == "failed" and ends["code"] == "memory-exhausted"
+    with room(1):  # the healthy twin
+        assert _train(tiny("bert"), tmp_path / "healthy").steps == 6
 
 
 def test_r74_rows_that_learn_from_each_other_are_not_cut(
@@ -174,7 +176,7 @@ def test_r74_rows_that_learn_from_each_other_are_not_cut(
     monkeypatch.setattr(Embedding, "forward", forward)
     with pytest.raises(ws.TrainingError, match="learns from all rows of a batch together") as caught:
         train("run")
-    assert caught.value.code == "memory-exhausted"
+    assert caught.value.code == "memory-exhausted" and str(caught.value.where) == "step 1"
 
 
 def test_r74_an_optimizer_whose_state_does_not_fit_is_told(
@@ -183,10 +185,11 @@ def test_r74_an_optimizer_whose_state_does_not_fit_is_told(
     def step(*_: Any, **__: Any) -> None:
         raise ERRORS["cuda"]
 
-    monkeypatch.setattr(torch.optim.AdamW, "step", step)
-    with pytest.raises(ws.TrainingError, match="the state of AdamW does not fit") as caught:
+    with monkeypatch.context() as patch, pytest.raises(ws.TrainingError, match="the state of AdamW does not fit") as caught:
+        patch.setattr(torch.optim.AdamW, "step", step)
         _train(tiny("bert"), tmp_path / "run")
-    assert caught.value.code == "memory-exhausted"
+    assert caught.value.code == "memory-exhausted" and str(caught.value.where) == "step 1"
+    assert _train(tiny("bert"), tmp_path / "healthy").steps == 6
 
 
 def test_another_error_of_the_runtime_is_not_taken_for_memory(tiny: Callable[..., Path], tmp_path: Path) -> None:

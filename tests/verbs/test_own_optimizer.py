@@ -70,7 +70,7 @@ def test_r80_another_optimizer_is_refused_with_the_difference(tiny: Callable[...
     ):
         with pytest.raises(ws.UsageError, match="optimizer") as caught:
             _train(tiny("bert"), run.path, **other)
-        assert caught.value.code == "resume-differs"
+        assert caught.value.code == "resume-differs" and str(caught.value.where).startswith(str(run.path))
     assert _train(tiny("bert"), run.path).steps == 6  # the healthy twin
     from warmstart.verbs.reproduce import reproduce
 

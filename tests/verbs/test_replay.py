@@ -92,6 +92,7 @@ def test_r73_a_gradient_that_is_not_finite_names_the_parameters(
     """A loss of 1e38 is finite; its gradient in the classifier's weight is, and further down it is not."""
     with pytest.raises(ws.TrainingError, match="gradient norm became") as caught:
         _train(tiny("bert"), tmp_path / "run", _rows(8, bad=3, value=1.2e19), batch_size=8)
+    assert caught.value.code == "loss-not-finite"
     found = replay(str(caught.value.where))
     assert math.isfinite(found.loss) and not math.isfinite(found.grad_norm) and found.same
     assert [row.row for row in found.rows if not row.finite] == [3]
@@ -106,6 +107,7 @@ def test_r73_the_module_where_it_begins_is_named(tiny: Callable[..., Path], tmp_
     pipe.tokenizer.save_pretrained(tmp_path / "broken")
     with pytest.raises(ws.TrainingError) as caught:
         ws.train(tmp_path / "broken", reviews(8), output=tmp_path / "run", config=ws.TrainConfig(epochs=1))
+    assert caught.value.code == "loss-not-finite"
     found = replay(str(caught.value.where))
     assert found.module == "bert.encoder.layer.1.output.dense" and found.same
     assert len(found.parameters) == found.trained > 20 and not any(row.finite for row in found.rows)
@@ -151,6 +153,7 @@ def test_r73_a_disk_that_does_not_take_the_step_changes_no_error(
     with pytest.raises(ws.TrainingError) as caught:
         _train(tiny("bert"), tmp_path / "run", _rows(8, bad=3))
     assert caught.value.code == "loss-not-finite" and "could not be kept" in caplog.text
+    assert str(caught.value.where).startswith("step ")
 
 
 def test_what_is_no_kept_step_is_told(tiny: Callable[..., Path], tmp_path: Path) -> None:

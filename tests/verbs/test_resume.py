@@ -268,6 +268,7 @@ def test_r80_resuming_with_something_else_is_refused_with_the_difference_and_for
         _called(call)
     assert caught.value.code == "resume-differs" and CHANGES[change] in str(caught.value.value)
     assert CHANGES[change] in caught.value.what and "--force" in caught.value.fix
+    assert caught.value.where.source == str(run)
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == files
     forced = _called({**call, "force": True})
     lineage = json.loads((run / "provenance.json").read_text())["lineage"]
@@ -296,6 +297,7 @@ def test_r80_other_versions_are_refused(checkpoint: Path, tmp_path: Path, monkey
         _train(checkpoint, run)
     assert caught.value.code == "resume-differs" and caught.value.value == "version.torch"
     assert f"version.torch: {real['packages']['torch']!r} → '9.9'" in caught.value.what
+    assert caught.value.where.source == str(run)
     monkeypatch.undo()
     assert _train(checkpoint, run).steps == 15  # the healthy twin
 

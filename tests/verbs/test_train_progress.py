@@ -52,10 +52,15 @@ def test_r76_a_report_that_fails_is_warned_about_and_loses_nothing(
     def broken(folder: Path) -> None:
         raise ValueError("no page")
 
+    config = ws.TrainConfig(epochs=1)
+    healthy = ws.train(tiny("bert"), reviews(8), output=tmp_path / "healthy", config=config)
+    assert (healthy.path / "report.html").is_file()
     monkeypatch.setattr("warmstart.verbs.train.write_report", broken)
     with caplog.at_level(logging.WARNING, logger="warmstart"):
-        run = ws.train(tiny("bert"), reviews(8), output=tmp_path / "r", config=ws.TrainConfig(epochs=1))
-    assert "report could not be written" in caplog.text and ws.load(run.path)("good")
+        run = ws.train(tiny("bert"), reviews(8), output=tmp_path / "r", config=config)
+    [said] = [r.message for r in caplog.records if "report could not be written" in r.message]
+    assert "no page" in said and not (run.path / "report.html").exists()
+    assert weights_sha256(run) == weights_sha256(healthy) and ws.load(run.path)("good")
 
 
 def test_an_interrupt_in_progress_ends_the_run(tiny: Callable[..., Path], tmp_path: Path) -> None:

@@ -182,6 +182,7 @@ def test_r77_a_hostile_rate_saves_no_model(
         run = ws.train(tiny("bert"), reviews(24), output=tmp_path / "r", validation=validation, config=config)
     except ws.TrainingError as error:
         assert error.code in codes and "learning_rate" in error.fix and error.exit_code == 1
+        assert "step" in str(error.where)
         assert not (tmp_path / "r" / "model").exists()
     else:  # large but finite all the way: then it can be used
         assert all(p.score == p.score for p in run.pipeline(["good", "bad"]))
@@ -196,6 +197,7 @@ def test_r77_weights_ruined_by_the_last_step_are_found_by_the_validation(
     with pytest.raises(ws.TrainingError) as caught:
         ws.train(tiny("bert"), reviews(24), output=tmp_path / "r", validation=reviews(8, seed=5), config=config)
     assert caught.value.code == "loss-not-finite" and "validation" in caught.value.what
+    assert str(caught.value.where) == "step 1"
     assert not (tmp_path / "r" / "model").exists() and not (tmp_path / "r" / "checkpoints" / "best").exists()
 
 
@@ -207,6 +209,7 @@ def test_r73_a_poisoned_checkpoint_saves_no_model(tiny: Callable[..., Path], tmp
     with pytest.raises(ws.TrainingError) as caught:
         ws.train(tmp_path / "poisoned", reviews(16), output=tmp_path / "r", config=config)
     assert caught.value.code == "loss-not-finite" and "step 1" in caught.value.what
+    assert str(caught.value.where) == str(tmp_path / "r" / "nonfinite" / "step-000001")
     left = {"nonfinite", "checkpoints", "config.toml", "provenance.json", "attempts.jsonl", ".lock"}
     assert {p.name for p in (tmp_path / "r").iterdir()} == left
     with pytest.raises(ws.CheckpointError) as unusable:

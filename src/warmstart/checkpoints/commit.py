@@ -2,7 +2,8 @@
 
 The protocol: a sibling folder is filled, every file gets the ordinary permissions and is flushed to the disk, the
 manifest is written last, the folder is flushed, renamed into place, and the parent folder is flushed. A kill at any
-point leaves either no folder of that name or the complete one (ALICE, Pillai et al., OSDI 2014, on why each step).
+point leaves either no folder of that name or the complete one (ALICE, Pillai et al., OSDI 2014, on why each step); what
+it leaves beside it goes with the next commit of that name.
 
 Some network and object file systems rename no folder. There the files are copied to their place, the manifest last:
 what has no manifest, or does not agree with it, was never whole, and no reader of ours takes it for more.
@@ -15,7 +16,8 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
 
@@ -23,10 +25,8 @@ from safetensors import SafetensorError
 
 from warmstart.checkpoints.manifest import NAME as MANIFEST
 from warmstart.checkpoints.manifest import write_manifest
+from warmstart.durable import flush, held, hidden_name, is_unsupported, remove_left
 from warmstart.errors import CheckpointError, UsageError
-
-# What a file system answers that has no such operation, and never one that failed.
-_UNKNOWN = frozenset({errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV, errno.EINVAL})
 
 
 def commit_folder(
@@ -53,15 +53,22 @@ def commit_folder(
     target = target.absolute()
     if not replace:
         check_free(target)
-    temporary = target.with_name(f".{target.name[:200]}.tmp-{uuid.uuid4().hex[:12]}")
-    try:
+    with _reported(target, needed):
         make_folder(target.parent)
-        temporary.mkdir()
-        write(temporary)
-        _flush_tree(temporary, known)
-        _rename(temporary, target, replace=replace)
+        remove_left(target)
+        with held(target, Path.mkdir) as temporary, _reported(target, needed, temporary):
+            write(temporary)
+            _flush_tree(temporary, known)
+            _rename(temporary, target, replace=replace)
+    return target
+
+
+@contextmanager
+def _reported(target: Path, needed: int | None, temporary: Path | None = None) -> Iterator[None]:
+    try:
+        yield
     except (OSError, SafetensorError) as error:
-        space = _space(temporary, needed) if _is_full(error) else ""
+        space = _space(target, temporary, needed) if _is_full(error) else ""
         raise CheckpointError(
             "save-failed",
             f"saving failed: {(error.strerror if isinstance(error, OSError) else None) or error}{space}",
@@ -69,9 +76,6 @@ def commit_folder(
             value=error.filename if isinstance(error, OSError) else None,
             fix="free space or give write permission, then save again; nothing that was there before has changed",
         ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return target
 
 
 def _is_full(error: Exception) -> bool:
@@ -80,11 +84,12 @@ def _is_full(error: Exception) -> bool:
     return error.errno in full if isinstance(error, OSError) else any(os.strerror(each) in str(error) for each in full)
 
 
-def _space(temporary: Path, needed: int | None) -> str:
+def _space(target: Path, temporary: Path | None, needed: int | None) -> str:
     """What was written and what is free, in words; asked before what was written is removed."""
     try:
-        written = sum(path.stat().st_size for path in temporary.rglob("*") if path.is_file())
-        free = shutil.disk_usage(temporary.parent).free
+        paths = temporary.rglob("*") if temporary else ()
+        written = sum(path.stat().st_size for path in paths if path.is_file())
+        free = shutil.disk_usage(target.parent).free
     except OSError:
         return ""
     takes = f"it takes {needed / 1e6:,.1f} MB, " if needed else ""
@@ -104,7 +109,7 @@ def check_free(target: Path) -> None:
 
 def remove_folder(folder: Path) -> None:
     """Remove a committed folder so that a kill leaves it whole, or under a name that `sweep` knows."""
-    hidden = folder.with_name(f".{folder.name[:200]}.tmp-{uuid.uuid4().hex[:12]}")
+    hidden = hidden_name(folder)
     try:
         folder.rename(hidden)
     except OSError as error:
@@ -137,25 +142,6 @@ def make_folder(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for each in missing:
         flush(each.parent)
-
-
-def flush(path: Path) -> None:
-    """Put a file's content, or the names in a folder, on the disk: what was not flushed, a power cut may take back."""
-    if path.is_dir() and os.name != "posix":  # Windows cannot open a folder
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if not (path.is_dir() and is_unsupported(error)):
-            raise
-    finally:
-        os.close(descriptor)
-
-
-def is_unsupported(error: OSError) -> bool:
-    """Does the file system have no such operation, rather than one that failed."""
-    return error.errno in _UNKNOWN
 
 
 def _flush_tree(folder: Path, known: Mapping[str, str]) -> None:

@@ -123,16 +123,13 @@ def fetch_snapshot(name: str, revision: str | None, *, known: tuple[str, ...]) -
     wanted = _wanted(name, files)
     size = sum(files[file] for file in wanted)
     logger.warning("fetching %s from %s: %d files, %.1f MB", name, endpoint(), len(wanted), size / 1e6)
+    weights = [file for file in wanted if file.endswith(".safetensors")]
     try:
-        folder = huggingface_hub.snapshot_download(
-            name,
-            revision=revision,
-            cache_dir=hub_cache(),
-            allow_patterns=[_literal(file) for file in wanted],
-            endpoint=endpoint(),
-            etag_timeout=PROBE_SECONDS,
-            library_name="warmstart",
-        )
+        # Weights last: by them a snapshot in the cache is taken for whole, also after a kill.
+        first = _download(name, revision, [file for file in wanted if file not in weights])
+        folder = _download(name, revision, weights)
+        if folder != first:  # the branch moved between the two
+            _download(name, revision, wanted)
     except Exception as error:
         raise CheckpointError(
             "hub-download-failed",
@@ -141,6 +138,19 @@ def fetch_snapshot(name: str, revision: str | None, *, known: tuple[str, ...]) -
             value=name,
             fix="run the same again: what has arrived is kept and the rest is fetched",
         ) from error
+    return folder
+
+
+def _download(name: str, revision: str | None, files: list[str]) -> Path:
+    folder = huggingface_hub.snapshot_download(
+        name,
+        revision=revision,
+        cache_dir=hub_cache(),
+        allow_patterns=[_literal(file) for file in files],
+        endpoint=endpoint(),
+        etag_timeout=PROBE_SECONDS,
+        library_name="warmstart",
+    )
     return Path(folder)
 
 

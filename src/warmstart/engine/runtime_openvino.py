@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import uuid
 import zlib
 from collections import deque
 from collections.abc import Mapping
@@ -23,6 +22,7 @@ import numpy as np
 import openvino
 
 from warmstart.batching import Shapes
+from warmstart.durable import held, remove_left
 from warmstart.engine.graph_runtime import (
     Outputs,
     check_names,
@@ -165,16 +165,15 @@ def _check(content: bytes | memoryview) -> bytes:
 
 def _keep(compiled: Any, kept: Path) -> None:
     """Write a compiled graph, whole or not at all; a cache that cannot be written is no reason to fail."""
-    temporary = kept.with_name(f".{kept.name}.tmp-{uuid.uuid4().hex[:12]}")
     try:
         content = compiled.export_model().getvalue()
         kept.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content + _check(content))
-        temporary.replace(kept)
+        remove_left(kept)
+        with held(kept, Path.touch) as temporary:  # not flushed: its check tells what a power cut took
+            temporary.write_bytes(content + _check(content))
+            temporary.replace(kept)
         others = sorted(kept.parent.glob("*.blob"), key=lambda path: path.stat().st_mtime, reverse=True)
         for path in others[_KEPT:]:
             path.unlink(missing_ok=True)
     except (OSError, RuntimeError) as error:
         log.info("the compiled graph is not kept: %s", error)
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
+from warmstart.durable import write_file
+from warmstart.errors import WarmstartError
 from warmstart.report.confusion import confusion_part
 from warmstart.report.markup import esc, section
 from warmstart.report.page import page
@@ -46,20 +47,24 @@ def render_run(run: str | Path) -> str:
 
 
 def write_report(run: str | Path) -> Path:
-    """Write `report.html` into the run directory and return its path; a reader sees the old page or the new, whole.
+    """Write `report.html` into the run directory and return its path; a reader, and what a kill leaves, has the old page
+    or the new, whole.
 
-    Raises as `render_run` does.
+    Raises as `render_run` does, and WarmstartError `run-unwritable`.
 
         write_report("runs/a")    # runs/a/report.html
     """
     target = Path(run) / "report.html"
     text = render_run(run)
-    temporary = target.with_name(f".report.{os.getpid()}.tmp")
     try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
+        write_file(target, text.encode())
+    except OSError as error:
+        raise WarmstartError(
+            "run-unwritable",
+            f"the report cannot be written: {error.strerror or error}",
+            where=str(target),
+            fix="check free space and permissions; the report before it is still there",
+        ) from error
     return target
 
 

@@ -6,13 +6,13 @@ import contextlib
 import fnmatch
 import gzip
 import os
-import secrets
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Literal
 
+from warmstart.durable import flush, let_go, make_held, remove_left
 from warmstart.errors import UsageError, WarmstartError
 from warmstart.rows.npy import NpySink
 from warmstart.rows.paths import format_of
@@ -28,12 +28,20 @@ class RowWriter:
     """
 
     def __init__(
-        self, sink: Sink, streams: list[IO[bytes]], *, part: Path | None, path: Path | None, columns: Mapping[str, str]
+        self,
+        sink: Sink,
+        streams: list[IO[bytes]],
+        *,
+        part: Path | None,
+        path: Path | None,
+        columns: Mapping[str, str],
+        lock: int | None = None,
     ) -> None:
         self.rows = 0
         self._sink = sink
         self._streams = streams  # innermost first: what the sink writes to, then what that writes to
         self._part = part
+        self._lock = lock  # holds `part`
         self._path = path
         self._columns = columns
         self._open = True
@@ -77,6 +85,7 @@ class RowWriter:
                 stream.close()
         if self._part is not None:
             self._part.unlink(missing_ok=True)
+        let_go(self._lock)
 
     def __enter__(self) -> RowWriter:
         return self
@@ -98,13 +107,7 @@ class RowWriter:
         os.fsync(self._streams[-1].fileno())
         self._streams[-1].close()
         self._part.replace(self._path)
-        if os.name != "posix":  # Windows cannot open a folder
-            return
-        folder = os.open(self._path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        flush(self._path.parent)
 
     @contextlib.contextmanager
     def _reported(self) -> Iterator[None]:
@@ -150,15 +153,17 @@ def open_writer(
     check_output(path, inputs)
     target = _checked_place(Path(path))
     # Beside its place, since a rename does not cross file systems. A device or a pipe is written to as it is.
-    part = None if target.exists() and not target.is_file() else target.with_name(f".{secrets.token_hex(8)}.part")
+    part, lock = None, None
     try:
-        # "x" takes the permissions of a new file from the umask, and never follows a link laid in its way.
-        raw: IO[bytes] = target.open("wb") if part is None else part.open("xb")
+        if target.is_file() or not target.exists():
+            remove_left(target)
+            part, lock = make_held(target, Path.touch)
+        raw: IO[bytes] = (part or target).open("wb")
     except OSError as error:
         raise _failed(target, error) from None
     zipped = Path(path).suffix.lower() == ".gz"
     streams: list[Any] = [gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0), raw] if zipped else [raw]
-    return RowWriter(_sink(kind, streams[0], escape_formulas), streams, part=part, path=target, columns=back)
+    return RowWriter(_sink(kind, streams[0], escape_formulas), streams, part=part, path=target, columns=back, lock=lock)
 
 
 def check_output(path: str | Path, inputs: Iterable[str | Path]) -> None:

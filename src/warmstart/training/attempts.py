@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from warmstart.checkpoints.commit import flush
+from warmstart.durable import flush
 
 NAME = "attempts.jsonl"
 How = Literal["finished", "interrupted", "terminated", "failed"]

@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 import torch
 
 from warmstart.batching import collate, plan_apart, plan_epoch
-from warmstart.errors import DataError, UsageError
+from warmstart.errors import DataError, UsageError, Where
 from warmstart.features import Batch, Feature
 from warmstart.randomness import generator
 from warmstart.rows import Row, read
@@ -90,7 +90,13 @@ def make_batches(
     """
     for name, limit in (("batch_size", batch_size), ("max_tokens", max_tokens)):
         if limit is not None and limit < 1:
-            raise UsageError("batch-limit", f"{name} must be at least 1", value=limit, fix=f"give {name}=32, or None")
+            raise UsageError(
+                "batch-limit",
+                f"{name} must be at least 1",
+                where=Where(field=name),
+                value=limit,
+                fix=f"give {name}=32, or None",
+            )
     if task.couples_rows and (batch_size is None or max_tokens is not None):
         raise UsageError(
             "rows-coupled",

@@ -25,6 +25,7 @@ def adamw(
         raise TrainingError(
             "nothing-to-train",
             "no parameter of the model asks for a gradient",
+            where=type(model).__name__,
             fix="unfreeze some: parameter.requires_grad_(True)",
         )
     factor = None if layer_decay is None else layer_decay.factor

@@ -17,14 +17,14 @@ import dataclasses
 import json
 import os
 import re
-import uuid
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from warmstart.checkpoints.commit import flush, make_folder, remove_folder, sweep
+from warmstart.checkpoints.commit import make_folder, remove_folder, sweep
+from warmstart.durable import flush, write_file
 from warmstart.errors import UsageError, WarmstartError
 from warmstart.training.attempts import NAME as ATTEMPTS
 from warmstart.training.attempts import Attempts, How
@@ -256,16 +256,7 @@ class RunDirectory:
     def _write(self, name: str, text: str) -> None:
         """The whole file or the old one, whatever happens."""
         with self._reported():
-            temporary = self.path / f".{name}.tmp-{uuid.uuid4().hex[:12]}"
-            try:
-                with temporary.open("w", encoding="utf-8") as file:
-                    file.write(text)
-                    file.flush()
-                    os.fsync(file.fileno())
-                temporary.replace(self.path / name)
-                flush(self.path)
-            finally:
-                temporary.unlink(missing_ok=True)
+            write_file(self.path / name, text.encode())
 
     @contextmanager
     def _reported(self) -> Iterator[None]:

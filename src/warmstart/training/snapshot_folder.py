@@ -11,9 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from warmstart.checkpoints.commit import is_unsupported, remove_folder
+from warmstart.checkpoints.commit import remove_folder
 from warmstart.checkpoints.manifest import NAME as MANIFEST
 from warmstart.checkpoints.manifest import check_manifest
+from warmstart.durable import is_unsupported
 from warmstart.errors import CheckpointError
 
 log = logging.getLogger("warmstart")

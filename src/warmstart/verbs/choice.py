@@ -14,6 +14,7 @@ from statistics import median
 from typing import Any
 
 from warmstart.checkpoints import cache_folder
+from warmstart.durable import write_file
 from warmstart.provenance import environment, folder_digest, json_digest
 
 log = logging.getLogger("warmstart")
@@ -128,14 +129,9 @@ def read_choice(path: Path) -> Choice | None:
 
 def write_choice(path: Path, choice: Choice) -> None:
     """Remember a choice. A cache that takes none is warned about: the choice holds, and is measured again next time."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            temporary.write_text(json.dumps(choice.as_dict(), indent=2) + "\n", encoding="utf-8")
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_file(path, (json.dumps(choice.as_dict(), indent=2) + "\n").encode())
     except OSError as error:
         log.warning("the choice is not remembered: %s cannot be written (%s)", path.parent, error.strerror or error)
 

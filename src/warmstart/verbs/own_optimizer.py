@@ -35,6 +35,7 @@ def with_own(prepared: Prepared, optimizer: MakeOptimizer | None, scheduler: Mak
             raise TrainingError(
                 "nothing-to-train",
                 "no parameter of the model asks for a gradient",
+                where=type(prepared.pipeline.model).__name__,
                 fix="unfreeze some: parameter.requires_grad_(True)",
             )
         made["optimizer"] = optimizer(trained)
