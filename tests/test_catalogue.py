@@ -45,6 +45,8 @@ def test_k83_is_left_to_pytests_own(here: float | None) -> None:
 def test_nightly_makes_at_least_a_hundred_random_kills_and_the_suite_five() -> None:
     from support.kills import COVER, RECIPES
 
-    [nightly] = re.findall(r"WARMSTART_KILLS=(\d+) .*tests/verbs/test_kills\.py", (TESTS.parent / "Makefile").read_text())
+    [nightly] = re.findall(
+        r"WARMSTART_KILLS=(\d+) .*tests/verbs/test_kills\.py", (TESTS.parent / "Makefile").read_text()
+    )
     assert int(nightly) * (len(COVER) + len(RECIPES)) >= 100
     assert len(COVER) >= 5  # each once, in `make test`

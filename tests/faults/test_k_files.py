@@ -1,4 +1,4 @@
-"""K85: a kill at any file operation of a report, a cache's fill or an export leaves the old or the new, never a mixed one.
+"""K85: a kill at any file operation of a report, a cache's fill or an export leaves the old or the new, whole.
 
 What it leaves beside that goes with the next run of the same, which succeeds. Snapshots: test_k_snapshots.py.
 """
@@ -28,7 +28,7 @@ from warmstart.checkpoints.cache import fill_once
 from warmstart.checkpoints.manifest import check_manifest
 from warmstart.report import render_run, write_report
 from warmstart.training.run import RunDirectory
-from warmstart.verbs.choice import Choice, read_choice, write_choice
+from warmstart.verbs.choice import Choice, write_choice
 from warmstart.verbs.export_graph import Export, GraphExport
 
 # In `make nightly` a process is killed at every operation, in `make test` at some where there are many.
@@ -136,6 +136,7 @@ def test_k85_a_kill_while_the_cache_is_filled_leaves_no_entry_or_a_whole_one(tmp
     assert found == sorted(found) and set(found) == {False, True}
 
 
+@pytest.mark.filterwarnings("ignore:Setuptools is replacing distutils")  # where a runtime was imported before
 def test_k85_a_kill_while_an_archive_is_fetched_leaves_nothing_that_the_next_does_not_remove(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -157,7 +158,7 @@ def test_k85_a_kill_while_an_archive_is_fetched_leaves_nothing_that_the_next_doe
         fill_once, cache / "entry", lambda folder: carriers.fetch(carrier, tmp_path, partial(unpack, folder))
     )
     count = len(operations_of(fill))
-    shutil.rmtree(cache)
+    shutil.rmtree(cache.parent)
     left = 0
     for number in range(1, count + 1):
         assert killed_at(number, fill)
@@ -165,7 +166,7 @@ def test_k85_a_kill_while_an_archive_is_fetched_leaves_nothing_that_the_next_doe
         assert fill() == cache / "entry"
         _check_entry(cache / "entry")
         assert _names(temporary) == [] and {path.name for path in cache.iterdir()} <= {"entry", ".entry.lock"}
-        shutil.rmtree(cache)
+        shutil.rmtree(cache.parent)
     assert left > 3
 
 
@@ -186,7 +187,7 @@ def test_k85_a_kill_while_a_hub_is_read_leaves_a_snapshot_that_is_whole_or_fetch
             left = hub.cached_snapshot("org/tiny", None)
             assert left is None or {path.name for path in left.iterdir()} == expected
             assert {path.name for path in find("org/tiny").folder.iterdir()} == expected
-        assert killed >= 4
+        assert killed >= 2
 
 
 # --- exports --------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The fault catalogue: a test has its numbers at the head of its name, `test_r73_…`, `test_f88_f89_…`; and ends in time."""
+"""The fault catalogue: a test has its numbers at the head of its name (`test_f88_f89_…`), and a bound of time."""
 
 from __future__ import annotations
 
@@ -13,11 +13,15 @@ TESTS = Path(__file__).parent.parent
 
 # Of training: what a run, a save and a disk may meet.
 TRAINING = frozenset(
-    {*(f"r{n}" for n in (*range(73, 79), 80)), *(f"k{n}" for n in (82, 83, 84, 85, 87)), *(f"f{n}" for n in range(88, 93))}
+    {
+        *(f"r{n}" for n in (*range(73, 79), 80)),
+        *(f"k{n}" for n in (82, 83, 84, 85, 87)),
+        *(f"f{n}" for n in range(88, 93)),
+    }
     | {"x93"}
 )
 # One fault and its twin; a refusal itself takes at most 2 s, which the tests that time it assert. Where a test needs
-# more it says so: `@pytest.mark.bounded(120)`. K83 is hundreds of whole runs at night, which pytest's own timeout bounds.
+# more it says so: `@pytest.mark.bounded(120)`. K83 is hundreds of runs at night, bounded by pytest's timeout.
 SECONDS = 20.0
 
 

@@ -185,7 +185,10 @@ def test_r74_an_optimizer_whose_state_does_not_fit_is_told(
     def step(*_: Any, **__: Any) -> None:
         raise ERRORS["cuda"]
 
-    with monkeypatch.context() as patch, pytest.raises(ws.TrainingError, match="the state of AdamW does not fit") as caught:
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(ws.TrainingError, match="the state of AdamW does not fit") as caught,
+    ):
         patch.setattr(torch.optim.AdamW, "step", step)
         _train(tiny("bert"), tmp_path / "run")
     assert caught.value.code == "memory-exhausted" and str(caught.value.where) == "step 1"

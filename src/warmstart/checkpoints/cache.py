@@ -86,8 +86,8 @@ def _fill(target: Path, write: Callable[[Path], None]) -> Path:
 
 @cache
 def _temporary_cache(pid: int) -> Path:
-    """The folder of this process for what its cache does not take; removed when the process ends, or after a kill by the
-    next process that needs one."""
+    """The folder of this process for what its cache does not take; removed when the process ends, or after a kill by
+    the next process that needs one."""
     place = Path(tempfile.gettempdir()) / "warmstart-cache"
     remove_left(place)
     folder, _ = make_held(place, make_private)  # held as long as the process lives

@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 
 from warmstart.checkpoints.manifest import NAME as MANIFEST
 from warmstart.checkpoints.manifest import write_manifest
-from warmstart.durable import flush, held, hidden_name, is_unsupported, remove_left
+from warmstart.durable import flush, held, hidden_name, is_unsupported, remove, remove_left
 from warmstart.errors import CheckpointError, UsageError
 
 
@@ -184,10 +184,7 @@ def _rename(temporary: Path, target: Path, *, replace: bool) -> None:
         if replaced:
             aside.rename(target)
         raise
-    if aside.is_dir() and not aside.is_symlink():
-        shutil.rmtree(aside, ignore_errors=True)
-    else:
-        aside.unlink(missing_ok=True)
+    remove(aside)  # what stays of it is no failure of the new one; `sweep` tries again
 
 
 def _copy(temporary: Path, target: Path) -> None:

@@ -47,8 +47,7 @@ def render_run(run: str | Path) -> str:
 
 
 def write_report(run: str | Path) -> Path:
-    """Write `report.html` into the run directory and return its path; a reader, and what a kill leaves, has the old page
-    or the new, whole.
+    """Write `report.html` into the run directory and return its path: the old page or the new one stands there, whole.
 
     Raises as `render_run` does, and WarmstartError `run-unwritable`.
 
