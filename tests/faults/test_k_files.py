@@ -170,6 +170,7 @@ def test_k85_a_kill_while_an_archive_is_fetched_leaves_nothing_that_the_next_doe
     assert left > 3
 
 
+@pytest.mark.bounded(60)  # at night, some thirty processes and as many downloads
 def test_k85_a_kill_while_a_hub_is_read_leaves_a_snapshot_that_is_whole_or_fetched_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: Callable[..., Path]
 ) -> None:
