@@ -56,3 +56,13 @@ def assert_same(ours: Sequence[Any], others: Sequence[Any]) -> None:
     for one, other in zip(ours, others, strict=True):
         assert one.scores == pytest.approx(other.scores, abs=1e-6)
         assert (one.tokens, one.truncated, one.flags) == (other.tokens, other.truncated, other.flags)
+
+
+def low_precision_takes(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """On this CPU a batch takes one second in float32, and so many in bf16 or fp16, whoever measures it."""
+    from warmstart.training import precision
+
+    def fixed(model: Any, batches: Any, batch: Any, config: Any, asked: str, device: str) -> float:
+        return 1.0 if asked == "fp32" else seconds
+
+    monkeypatch.setattr(precision, "_seconds", fixed)

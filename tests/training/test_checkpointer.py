@@ -147,6 +147,48 @@ def test_any_optimizer_and_any_scheduler(tmp_path: Path, optimizer: str, schedul
     assert last.scheduler.state_dict() == peace.scheduler.state_dict()
 
 
+def test_an_optimizer_that_needs_a_closure_goes_on_where_it_was(tmp_path: Path) -> None:
+    """LBFGS: its history of directions and gradients, with a scheduler that needs a metric."""
+
+    class Closing(Loop):
+        def step(self) -> None:
+            x, y = torch.randn(6, 4), torch.rand(6, 1)
+
+            def closure() -> torch.Tensor:
+                self.optimizer.zero_grad()
+                loss = (self.model[0](x).square().mean(1, keepdim=True) - y).square().mean()  # type: ignore[index]
+                loss.backward()
+                return loss
+
+            self.scheduler.step(float(self.optimizer.step(closure)))  # type: ignore[arg-type, call-overload]
+
+    def loop(name: str) -> Closing:
+        made = Closing(tmp_path / name)
+        made.optimizer = torch.optim.LBFGS(
+            made.model[0].parameters(),
+            lr=0.3,
+            max_iter=3,
+            history_size=4,
+            line_search_fn="strong_wolfe",  # type: ignore[index]
+        )
+        made.scheduler = ReduceLROnPlateau(made.optimizer, factor=0.5, patience=0, threshold=0.0)
+        return made
+
+    peace = loop("peace")
+    peace.run()
+    rates = {group["lr"] for group in peace.optimizer.param_groups}
+    assert rates != {0.3} and len(peace.optimizer.state_dict()["state"][0]["old_dirs"]) == 4
+    loop("killed").run(5)
+    last = loop("killed")
+    assert last.run() == 3
+    assert last.weights() == peace.weights()
+    assert last.scheduler.state_dict() == peace.scheduler.state_dict()
+    history = [made.optimizer.state_dict()["state"][0] for made in (last, peace)]
+    assert history[0].keys() == history[1].keys()
+    for name, value in history[0].items():
+        torch.testing.assert_close(value, history[1][name], rtol=0, atol=0, msg=name)
+
+
 def test_a_gradient_scaler_and_others_go_on_where_they_were(tmp_path: Path) -> None:
     def loop(name: str, until: int) -> Any:
         torch.manual_seed(0)

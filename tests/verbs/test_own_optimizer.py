@@ -12,7 +12,7 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR, OneCycleLR, ReduceLROnPlateau, StepLR
 
 import warmstart as ws
-from support.runs import reviews, weights_sha256
+from support.runs import low_precision_takes, reviews, weights_sha256
 
 PAIRS: dict[str, tuple[Callable[..., Any], Callable[..., Any] | None]] = {
     "sgd-one-cycle": (
@@ -99,6 +99,58 @@ def test_what_does_not_fit_is_refused_before_the_first_step(
     assert caught.value.code == code and not (tmp_path / "run").exists()
 
 
+def test_a_plateau_scheduler_is_stepped_by_the_validation_loss_and_resumed(
+    tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Its rate falls where the loss does not, and a run that is interrupted goes on with what it has seen."""
+
+    def train(name: str, progress: Any = None) -> ws.Run:
+        return ws.train(
+            tiny("bert"), reviews(24), output=tmp_path / name, validation=reviews(40)[24:], progress=progress,
+            config=ws.TrainConfig(epochs=3, batch_size=8, save_every=1, keep=9, evaluate_every=2),
+            optimizer=lambda params: torch.optim.SGD(params, lr=0.5),
+            scheduler=lambda optimizer, total: ReduceLROnPlateau(optimizer, factor=0.5, patience=0, threshold=0.02),
+        )  # fmt: skip
+
+    def stop(progress: Any) -> None:
+        if progress.step.step == 5 and progress.validation is None:
+            raise KeyboardInterrupt
+
+    peace = train("peace")
+    lines = [json.loads(line) for line in (peace.path / "metrics.jsonl").read_text().splitlines()]
+    twin = ReduceLROnPlateau(
+        torch.optim.SGD([torch.zeros(1)], lr=0.5), factor=0.5, patience=0, threshold=0.02
+    )  # torch's own, given the losses that the run wrote down
+    for line in lines:
+        if "validation" in line:
+            twin.step(line["validation"]["loss"])
+        else:
+            assert line["learning_rate"] == twin.get_last_lr()[0]
+    assert 0 < twin.get_last_lr()[0] < 0.5
+    with pytest.raises(KeyboardInterrupt):
+        train("stopped", stop)
+    resumed = train("stopped")
+    assert weights_sha256(resumed) == weights_sha256(peace)
+    provenance = (resumed.path / "provenance.json").read_text()
+    assert json.loads(provenance)["scheduler"]["class"].endswith("ReduceLROnPlateau") and "Infinity" not in provenance
+
+
+def test_what_looks_at_a_metric_or_computes_again_is_refused_with_what_to_do(
+    tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    def code(fix: str, **given: Any) -> str:
+        with pytest.raises(ws.UsageError) as caught:
+            _train(tiny("bert"), tmp_path / "run", **given)
+        assert fix in caught.value.fix and not (tmp_path / "run").exists()
+        return caught.value.code
+
+    plateau = {"scheduler": lambda optimizer, total: ReduceLROnPlateau(optimizer)}
+    upwards = {"scheduler": lambda optimizer, total: ReduceLROnPlateau(optimizer, mode="max")}
+    assert code("validation=", **plateau) == "optimizer-unfit"
+    assert code('mode="min"', **upwards, validation=reviews(32)[24:]) == "optimizer-unfit"
+    assert code("ws.Checkpointer", optimizer=torch.optim.LBFGS, scheduler=None) == "optimizer-unfit"
+
+
 def test_fp16_scales_the_loss_and_resumes_to_the_last_bit(tiny: Callable[..., Path], tmp_path: Path) -> None:
     """On a CPU, as far as it can: a gradient that overflows lowers the scale, and its step is computed again."""
     from warmstart.training import optimizers
@@ -117,6 +169,7 @@ def test_fp16_scales_the_loss_and_resumes_to_the_last_bit(tiny: Callable[..., Pa
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fitting, "scaler_for", large)
+        low_precision_takes(patch, 0.5)
         peace = train("peace")
         with pytest.raises(KeyboardInterrupt):
             train("stopped", stop)

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import warmstart as ws
-from support.runs import reviews
+from support.runs import low_precision_takes, reviews
 from warmstart.cli.main import run as command
 from warmstart.training import loop
 from warmstart.training.loop import Guards
@@ -119,6 +119,7 @@ def test_r73_a_finite_step_is_computed_again_to_the_last_bit(
 ) -> None:
     """The healthy twin: every step of a run is kept, and each replays with the loss and the norm that were logged."""
     _keep_every_step(monkeypatch)
+    low_precision_takes(monkeypatch, 0.5)
     _train(tiny("bert"), tmp_path / "run", _rows(24, None), epochs=1, **settings)
     steps = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert len(steps) == len(list((tmp_path / "run" / "nonfinite").iterdir())) >= 2

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
+import numpy as np
 import torch
 
 from warmstart.batching import collate, plan_apart, plan_epoch
@@ -20,6 +21,8 @@ from warmstart.tasks import Task
 from warmstart.tasks.contract import ComparesRows
 
 log = logging.getLogger("warmstart")
+
+_LOOKED_AT = 64  # rows, to see whether a task varies its inputs
 
 T = TypeVar("T")
 
@@ -75,6 +78,14 @@ class Batches(Generic[T]):
         features = [feature for row in self.plan[position] for feature in self.features[row]]
         varied = [self.task.vary(feature, self._rng(feature)) for feature in features]
         return self.convert(collate(varied, self.task.pads))
+
+    def varies(self) -> bool:
+        """Whether the task changes its inputs from epoch to epoch, by the first rows."""
+        for feature in (feature for row in self.features[:_LOOKED_AT] for feature in row):
+            varied = self.task.vary(feature, generator(self.seed, "vary", 0, feature.row, feature.part))
+            if any(not np.array_equal(varied.inputs[name], array) for name, array in feature.inputs.items()):
+                return True
+        return False
 
     def _rng(self, feature: Feature) -> Any:
         return generator(self.seed, "vary", self.epoch, feature.row, feature.part)

@@ -52,7 +52,8 @@ class TrainConfig(BaseModel):
     )
     keep: int = Field(default=2, gt=0, description="how many snapshots a finished run keeps, if save_every is given")
     precision: Literal["fp32", "bf16", "fp16"] = Field(
-        default="fp32", description="bf16, fp16: autocast, weights stay float32; fp16 scales the loss"
+        default="fp32",
+        description="bf16, fp16: autocast, weights stay float32; fp16 scales the loss; on a CPU only if found faster",
     )
     device: str = Field(default="auto", description="auto, cpu, cuda, cuda:N or mps")
     workers: int = Field(default=0, ge=0, description="processes that collate batches ahead of the loop")

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from itertools import accumulate, islice
 
 import torch
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from warmstart.engine.runtime_torch import is_out_of_memory
 from warmstart.errors import TrainingError
@@ -91,7 +92,7 @@ def fit(
     batches: Batches[Batch],
     config: TrainConfig,
     optimizer: torch.optim.Optimizer,
-    scheduler: torch.optim.lr_scheduler.LRScheduler,
+    scheduler: LRScheduler,
     *,
     device: str,
     schedule: Schedule,
@@ -124,7 +125,8 @@ def fit(
                 )
                 rate = scheduler.get_last_lr()[0]
                 _update(optimizer, guards.scaler, done + 1)
-                scheduler.step()
+                if not isinstance(scheduler, ReduceLROnPlateau):  # that one is stepped by who evaluates
+                    scheduler.step()
                 optimizer.zero_grad(set_to_none=True)
                 done += 1
                 at = epoch + (position + 1) / steps
@@ -221,10 +223,24 @@ def _update(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler | Non
 def finish_gradients(model: torch.nn.Module, weight: float, clip: float | None) -> float:
     """Turn summed gradients into mean ones and clip them, in one pass; returns the mean gradient's norm before it."""
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients).item() / weight
+    norm = torch.nn.utils.get_total_norm(_without_zero_rows(model)).item() / weight
     factor = 1.0 if clip is None or norm <= clip else clip / norm
     torch._foreach_mul_(gradients, factor / weight)
     return norm
+
+
+def _without_zero_rows(model: torch.nn.Module) -> list[torch.Tensor]:
+    """The gradients as their norm is taken. Of a table of embeddings, the norms of those rows that some token looked
+    up: so the norm has the same bits whether the other rows are there or left out (`training/vocabulary.py`)."""
+    tables = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Embedding) and not m.sparse}
+    found = []
+    for parameter in model.parameters():
+        if (gradient := parameter.grad) is not None:
+            if id(parameter) in tables:
+                rows = torch.linalg.vector_norm(gradient, dim=1)
+                gradient = rows[rows != 0]
+            found.append(gradient)
+    return found
 
 
 def not_finite(what: str, step: int, value: float) -> TrainingError:

@@ -21,7 +21,6 @@ from warmstart.engine.lower_states import CACHED, LowerPart, LowerStates
 from warmstart.engine.runtime_torch import to_tensors
 from warmstart.errors import UsageError, Where
 from warmstart.features import Array, Batch, Feature
-from warmstart.randomness import generator
 from warmstart.training.batches import Batches
 from warmstart.training.config import TrainConfig
 from warmstart.training.depth import depths, layers_of
@@ -30,7 +29,6 @@ from warmstart.training.recipes import TopLayers
 log = logging.getLogger("warmstart")
 
 FILL_TOKENS = 2048  # a batch, as in prediction on a CPU
-_LOOKED_AT = 64  # features, to see whether a task varies its inputs
 
 
 def freeze_below(model: Any, config: TrainConfig, batches: Batches[Batch]) -> None:
@@ -126,11 +124,8 @@ def _not_constant(model: Any, batches: Batches[Batch]) -> str | None:
     kind = model.config.model_type
     if kind not in CACHED:
         return f"the architecture {kind!r} is not among {', '.join(sorted(CACHED))}"
-    task = batches.task
-    for feature in (feature for row in batches.features[:_LOOKED_AT] for feature in row):
-        varied = task.vary(feature, generator(batches.seed, "vary", 0, feature.row, feature.part))
-        if any(not np.array_equal(varied.inputs[name], array) for name, array in feature.inputs.items()):
-            return f"{task.name} changes its inputs in every epoch"
+    if batches.varies():
+        return f"{batches.task.name} changes its inputs in every epoch"
     return None
 
 

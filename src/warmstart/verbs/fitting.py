@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import logging
 import math
@@ -14,6 +15,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from warmstart.checkpoints import save_model
 from warmstart.errors import CheckpointError, TrainingError, WarmstartError, Where
@@ -30,14 +32,17 @@ from warmstart.training.nonfinite import BadStep, write_bad_step
 from warmstart.training.optimizers import adamw, scaler_for, scheduler
 from warmstart.training.pace import Pace
 from warmstart.training.phases import phase
+from warmstart.training.precision import is_measured, measure, recorded
 from warmstart.training.recomputing import recomputing
 from warmstart.training.run import RunDirectory
 from warmstart.training.selection import Selection
 from warmstart.training.snapshots import Snapshot, State, best_steps, save_snapshot
+from warmstart.training.state_files import pack
 from warmstart.training.stopping import Stop, listening
 from warmstart.training.threads import threads
 from warmstart.training.top_layers import training_top
 from warmstart.training.trained_weights import TrainedWeights
+from warmstart.training.vocabulary import word_table
 from warmstart.verbs.evaluate import evaluate_rows
 from warmstart.verbs.kept_evaluation import NAME as EVALUATION
 from warmstart.verbs.kept_evaluation import read_evaluation, to_bytes
@@ -75,7 +80,7 @@ class Fitting:
     directory: RunDirectory
     progress: Callable[[Progress], None] | None
     optimizer: torch.optim.Optimizer
-    scheduler: torch.optim.lr_scheduler.LRScheduler
+    scheduler: LRScheduler
     start: Start
     selection: Selection
     pace: Pace
@@ -136,6 +141,8 @@ class Fitting:
         """Evaluate, and keep the weights if they are the best so far."""
         evaluation = self.evaluate()
         self.evaluated = step.step
+        if isinstance(self.scheduler, ReduceLROnPlateau):
+            self.scheduler.step(evaluation.loss)
         self.directory.log_validation(step, {"loss": evaluation.loss, **evaluation.as_dict()["metrics"]})
         self.report(step, evaluation)
         if self.selection.offer(step.step, evaluation.rank):
@@ -174,7 +181,7 @@ class Fitting:
             evaluated=self.evaluated,
             selection=self.selection,
             metrics_bytes=self.directory.metrics_size(),
-            optimizer=self.optimizer.state_dict(),
+            optimizer=self.weights.optimizer_state(self.optimizer),
             scheduler=self.scheduler.state_dict(),
             scaler={} if self.guards.scaler is None else self.guards.scaler.state_dict(),
             recipes=self.weights.state(),
@@ -184,7 +191,7 @@ class Fitting:
             with phase("save", step.step), self.weights.as_checkpoint():
                 save_snapshot(target, self.pipeline.model, self.pipeline.tokenizer, state)
         except CheckpointError as error:
-            log.warning("no snapshot of step %d: %s%s; the run goes on", step.step, error.what, self._space())
+            log.warning("no snapshot of step %d: %s%s; the run goes on", step.step, error.what, self._space(state))
         else:
             with phase("prune", step.step):
                 self.directory.prune(max(LEAST_KEPT, self.config.keep))
@@ -195,12 +202,11 @@ class Fitting:
         """Keep the best weights, and those that a snapshot would go on from."""
         self.directory.prune_best({self.selection.best_step, *best_steps(self.directory.checkpoints)})
 
-    def _space(self) -> str:
+    def _space(self, state: State) -> str:
         """What a snapshot takes and what is there, in words."""
-        tensors = [
-            t for values in self.optimizer.state.values() for t in values.values() if isinstance(t, torch.Tensor)
-        ]
-        needed = sum(t.numel() * t.element_size() for t in [*self.pipeline.model.state_dict().values(), *tensors])
+        with self.weights.as_checkpoint():
+            tensors = [*self.pipeline.model.state_dict().values(), *pack([state.optimizer, state.recipes])[1].values()]
+        needed = sum(t.numel() * t.element_size() for t in tensors)
         free = shutil.disk_usage(self.directory.path).free
         return f" (it takes {needed / 1e6:,.0f} MB, {free / 1e6:,.0f} MB are free)"
 
@@ -231,7 +237,7 @@ def keep_step(fitting: Fitting, places: Sequence[Where], task: Task, bad: BadSte
                 task=task,
                 record=json.dumps(record).encode(),
                 places={row: str(places[row]) for row in sorted(rows)},
-                optimizer=fitting.optimizer.state_dict(),
+                optimizer=fitting.weights.optimizer_state(fitting.optimizer),
                 scheduler=fitting.scheduler.state_dict(),
             )
     except CheckpointError as error:  # the run ends anyway; why it does is the more important of the two
@@ -244,8 +250,71 @@ def fit_pipeline(
     prepared: Prepared, directory: RunDirectory, progress: Callable[[Progress], None] | None, start: Start
 ) -> Fitting:
     """Train from `start` to the end. Raises KeyboardInterrupt or SystemExit after a signal, with a snapshot saved."""
+    config, pipeline = _settled(prepared, directory, start), prepared.pipeline
+    fitting = _fitting(prepared, config, directory, progress, start)
+    with (
+        listening() as fitting.stop,
+        threads(start.threads),
+        recomputing(pipeline.model, config.gradient_checkpointing),
+    ):
+        if start.snapshot is not None:
+            fitting.restore(start.snapshot)
+        with (
+            training_top(
+                pipeline.model, prepared.batches, config.top_layers, folder=directory.path, device=pipeline.device
+            ),
+            fitting.weights.training(),
+        ):
+            # The task of the batches learns by the loss that was asked for; the pipeline's is judged by the plain one.
+            task = prepared.batches.task
+            if start.snapshot is None:
+                check_additive(pipeline.model, task, prepared.batches, config, device=pipeline.device)
+            if start.snapshot is None or not fitting.evaluate_if_due(start.snapshot.state.step):
+                fit(
+                    pipeline.model,
+                    task,
+                    prepared.batches,
+                    config,
+                    fitting.optimizer,
+                    fitting.scheduler,
+                    device=pipeline.device,
+                    schedule=fitting.schedule,
+                    after_step=fitting.after_step,
+                    start=fitting.steps,
+                    guards=fitting.guards,
+                )
+    if fitting.stop.signal is not None:
+        total = fitting.schedule.total
+        log.warning("stopped after step %d of %d; the same call goes on from there", fitting.steps, total)
+        raise fitting.stop.outcome()
+    fitting.weights.finish()
+    pipeline.model.eval()
+    return fitting
+
+
+def _settled(prepared: Prepared, directory: RunDirectory, start: Start) -> TrainConfig:
+    """The config with the precision that the run computes in: on a CPU what is measured to be faster, or was."""
     config, pipeline = prepared.config, prepared.pipeline
-    task = prepared.batches.task  # learns by the loss that was asked for; the pipeline's is judged by the plain one
+    known = directory.read_provenance()
+    found = recorded(known, config)
+    if found is None and is_measured(config, pipeline.device):
+        with threads(start.threads), recomputing(pipeline.model, config.gradient_checkpointing):
+            found = measure(pipeline.model, prepared.batches, config, device=pipeline.device)
+        directory.write_provenance({**known, "precision": dataclasses.asdict(found)})
+    if found is None:
+        return config
+    found.say()
+    return config.model_copy(update={"precision": found.used})
+
+
+def _fitting(
+    prepared: Prepared,
+    config: TrainConfig,
+    directory: RunDirectory,
+    progress: Callable[[Progress], None] | None,
+    start: Start,
+) -> Fitting:
+    pipeline = prepared.pipeline
     assert config.learning_rate is not None
     schedule = Schedule.of(prepared.batches, config)
     optimizer = prepared.optimizer or adamw(
@@ -271,39 +340,9 @@ def fit_pipeline(
             pipeline.model,
             None if config.ema is None else Average(pipeline.model, config.ema.decay),
             prepared.adapter,
+            word_table(pipeline.model, optimizer, prepared.batches, config, device=pipeline.device),
         ),
     )
     fitting.guards.cuts.tell = partial(directory.note_cut, start.attempt)
     fitting.guards.keep = partial(keep_step, fitting, prepared.places, prepared.batches.task)
-    with (
-        listening() as fitting.stop,
-        threads(start.threads),
-        recomputing(pipeline.model, config.gradient_checkpointing),
-    ):
-        if start.snapshot is not None:
-            fitting.restore(start.snapshot)
-        with training_top(
-            pipeline.model, prepared.batches, config.top_layers, folder=directory.path, device=pipeline.device
-        ):
-            if start.snapshot is None:
-                check_additive(pipeline.model, task, prepared.batches, config, device=pipeline.device)
-            if start.snapshot is None or not fitting.evaluate_if_due(start.snapshot.state.step):
-                fit(
-                    pipeline.model,
-                    task,
-                    prepared.batches,
-                    config,
-                    optimizer,
-                    fitting.scheduler,
-                    device=pipeline.device,
-                    schedule=schedule,
-                    after_step=fitting.after_step,
-                    start=fitting.steps,
-                    guards=fitting.guards,
-                )
-    if fitting.stop.signal is not None:
-        log.warning("stopped after step %d of %d; the same call goes on from there", fitting.steps, schedule.total)
-        raise fitting.stop.outcome()
-    fitting.weights.finish()
-    pipeline.model.eval()
     return fitting

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 import torch
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from warmstart.errors import TrainingError, UsageError
 from warmstart.training.config import TrainConfig
@@ -17,15 +19,16 @@ from warmstart.verbs.preparing import Prepared
 
 # The parameters that ask for a gradient, in the model's order → an optimizer over them.
 MakeOptimizer: TypeAlias = Callable[[list[Any]], Any]
-# The optimizer and the number of its steps → a scheduler, whose `step()` is called once a step.
+# The optimizer and the number of its steps → a scheduler, whose `step()` is called once a step; a ReduceLROnPlateau's
+# with the validation loss, after each evaluation.
 MakeScheduler: TypeAlias = Callable[[Any, int], Any]
 
 
 def with_own(prepared: Prepared, optimizer: MakeOptimizer | None, scheduler: MakeScheduler | None) -> Prepared:
     """`prepared` with the optimizer and the scheduler that were asked for, which its provenance then names.
 
-    Raises UsageError "optimizer-unfit" for what is none, takes a closure or a metric, or has a state that could not be
-    saved; TrainingError "nothing-to-train".
+    Raises UsageError "optimizer-unfit" for what is none, takes a closure or a metric that this run cannot give, or has
+    a state that could not be saved; TrainingError "nothing-to-train".
     """
     made: dict[str, Any] = {}
     described: dict[str, Any] = {}
@@ -51,7 +54,10 @@ def with_own(prepared: Prepared, optimizer: MakeOptimizer | None, scheduler: Mak
             )
         total = Schedule.of(prepared.batches, prepared.config).total
         made["scheduler"] = scheduler(made["optimizer"], total)
-        _check("scheduler", made["scheduler"], torch.optim.lr_scheduler.LRScheduler, "metrics")
+        if isinstance(made["scheduler"], ReduceLROnPlateau):
+            _check_plateau(made["scheduler"], validated=bool(prepared.held_out))
+        else:
+            _check("scheduler", made["scheduler"], LRScheduler, "metrics")
         described["scheduler"] = _described(made["scheduler"])
     return dataclasses.replace(prepared, **made, provenance={**prepared.provenance, **described})
 
@@ -89,6 +95,17 @@ def _check(name: str, made: Any, kind: Any, argument: str) -> None:
         ) from None
 
 
+def _check_plateau(made: ReduceLROnPlateau, *, validated: bool) -> None:
+    """It looks at the validation loss, which there has to be, and which is better the lower it is."""
+    what, fix = "ReduceLROnPlateau looks at the validation loss", ""
+    if not validated:
+        what, fix = f"{what}, and there are no validation rows", "give validation=, a file or a share such as 0.1"
+    elif made.mode != "min":
+        what, fix = f"{what}, which is better the lower it is, and its mode is {made.mode!r}", 'give mode="min"'
+    if fix:
+        raise UsageError("optimizer-unfit", what, value="ReduceLROnPlateau", fix=fix)
+
+
 def _unfit(name: str, what: str, value: object) -> UsageError:
     example = {
         "optimizer": "optimizer=lambda params: torch.optim.SGD(params, lr=0.01, momentum=0.9)",
@@ -115,4 +132,4 @@ def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
 def _is_plain(value: Any) -> bool:
     if isinstance(value, list | tuple):
         return all(map(_is_plain, value))
-    return value is None or isinstance(value, bool | int | float | str)
+    return value is None or isinstance(value, bool | int | str) or (isinstance(value, float) and math.isfinite(value))

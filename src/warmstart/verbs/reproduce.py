@@ -16,9 +16,10 @@ import pyarrow.parquet as pq
 from warmstart.errors import UsageError
 from warmstart.metrics import mcnemar
 from warmstart.tasks import find_task
-from warmstart.training.config import plain
+from warmstart.training.config import TrainConfig, plain
 from warmstart.training.lineage import Difference, differences, identity, numerics_of
 from warmstart.training.memory import Cut
+from warmstart.training.precision import recorded
 from warmstart.training.recipe import Recipe, read_recipe
 from warmstart.training.run import CONFIG, RunDirectory
 from warmstart.training.threads import threads
@@ -74,6 +75,9 @@ def reproduce(
         )
     if made_of:
         return Reproduction("different", tuple(map(str, made_of)), tuple(found))
+    used = _precision(provenance, recipe.config)
+    # What was measured to be slower then is not measured again; what was faster is, and may not be so here.
+    config = recipe.config if used != "fp32" else recipe.config.model_copy(update={"precision": used})
     place = tempfile.TemporaryDirectory(prefix="warmstart-reproduce-") if output is None else nullcontext(str(output))
     with place as folder, threads(provenance.get("numerics", {}).get("threads")):
         again = Path(folder) / "run" if output is None else Path(folder)
@@ -83,11 +87,14 @@ def reproduce(
             output=again,
             task=recipe.task,
             validation=recipe.validation if validation is None else validation,
-            config=recipe.config,
+            config=config,
             columns=recipe.columns,
             options=recipe.options,
             progress=progress,
         )
+        now = _precision(RunDirectory(again).read_provenance(), config)
+        if now != used:
+            found.append(Difference("the precision that was faster", used, now))
         answer = compared(directory, RunDirectory(again), tuple(found))
         cuts = () if answer.answer == "bit-identical" else directory.read_cuts()
         return replace(answer, reasons=(*answer.reasons, *map(_of_cut, cuts)))
@@ -105,6 +112,12 @@ def compared(one: RunDirectory, other: RunDirectory, found: tuple[Difference, ..
         return Reproduction("different", (*environment, *weights, "no validation rows tell how much it matters"), found)
     judged, equal = _paired(_columns(one.predictions), _columns(other.predictions))
     return Reproduction("statistically equal" if equal else "different", (*judged, *environment, *weights), found)
+
+
+def _precision(provenance: Mapping[str, Any], config: TrainConfig) -> str:
+    """What a run computed in: on a CPU not always what was asked for."""
+    measured = recorded(provenance, config)
+    return config.precision if measured is None else measured.used
 
 
 def _of_cut(cut: Cut) -> str:

@@ -143,8 +143,8 @@ def _record(
     """The lineage of a run names every step from which on it was made from something else."""
     time = datetime.now(UTC).isoformat(timespec="seconds")
     entry = {"after_step": step, "time": time, "differences": as_records(found)}
-    cuts = {"cuts": before["cuts"]} if "cuts" in before else {}
-    directory.write_provenance({**after, **cuts, "lineage": [*before.get("lineage", []), entry]})
+    noted = {name: before[name] for name in ("cuts", "precision") if name in before}
+    directory.write_provenance({**after, **noted, "lineage": [*before.get("lineage", []), entry]})
 
 
 def _is_finished(directory: RunDirectory, found: list[Difference]) -> UsageError:

@@ -74,7 +74,8 @@ def train(
 
     `optimizer`: a function from the parameters to any `torch.optim.Optimizer`, in place of AdamW; `scheduler`: one from
     it and the number of steps to any `LRScheduler`, stepped once a step, e.g. lambda optimizer, total:
-    OneCycleLR(optimizer, 0.1, total). Their states are saved and resumed as AdamW's are.
+    OneCycleLR(optimizer, 0.1, total); ReduceLROnPlateau is stepped by the validation loss after each evaluation. Their
+    states are saved and resumed as AdamW's are.
 
     The same call on the directory of a run that was interrupted resumes it, with the weights of a run that was not, to
     the last bit; on that of a finished one it returns the result. With other data, labels, settings, checkpoint or
