@@ -139,7 +139,7 @@ def test_the_trainers_gradient_grows_with_accumulation_and_ours_does_not(
     steps: list[Step] = []
     rows = reviews(12)
     for size, accumulate in ((12, 1), (4, 3)):
-        pipe = ws.load(tiny("bert"), task="text-classification", labels=["NEGATIVE", "POSITIVE"])
+        pipe = ws.load(tiny("bert"))
         planned = make_batches(pipe.task, list(texts(rows)), seed=0, batch_size=size, max_tokens=None)
         model = without_dropout(pipe.model)
         norms["theirs"].append(_trainers_norm(model, planned, size, accumulate, tmp_path / str(size)))

@@ -153,23 +153,23 @@ def test_an_optimizer_that_needs_a_closure_goes_on_where_it_was(tmp_path: Path) 
     class Closing(Loop):
         def step(self) -> None:
             x, y = torch.randn(6, 4), torch.rand(6, 1)
+            losses: list[float] = []
 
-            def closure() -> torch.Tensor:
+            def closure() -> Any:
                 self.optimizer.zero_grad()
-                loss = (self.model[0](x).square().mean(1, keepdim=True) - y).square().mean()  # type: ignore[index]
+                loss = (self.model.get_submodule("0")(x).square().mean(1, keepdim=True) - y).square().mean()
                 loss.backward()
+                losses.append(loss.item())
                 return loss
 
-            self.scheduler.step(float(self.optimizer.step(closure)))  # type: ignore[arg-type, call-overload]
+            self.optimizer.step(closure)
+            self.scheduler.step(losses[0])
 
     def loop(name: str) -> Closing:
         made = Closing(tmp_path / name)
+        parameters = list(made.model.get_submodule("0").parameters())
         made.optimizer = torch.optim.LBFGS(
-            made.model[0].parameters(),
-            lr=0.3,
-            max_iter=3,
-            history_size=4,
-            line_search_fn="strong_wolfe",  # type: ignore[index]
+            parameters, lr=0.3, max_iter=3, history_size=4, line_search_fn="strong_wolfe"
         )
         made.scheduler = ReduceLROnPlateau(made.optimizer, factor=0.5, patience=0, threshold=0.0)
         return made
