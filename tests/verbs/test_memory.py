@@ -18,7 +18,7 @@ from support.runs import FAST, reviews, weights_sha256, without_dropout
 from warmstart.features import Batch
 from warmstart.rows import texts
 from warmstart.tasks.text_classification import TextClassification
-from warmstart.training import loop
+from warmstart.training import gradients, loop
 from warmstart.training.batches import make_batches
 from warmstart.training.loop import Guards, Schedule, Step, fit
 from warmstart.training.memory import Cut, Cuts, cut_batch
@@ -47,11 +47,16 @@ def room(
 ) -> Iterator[list[int]]:
     """After so many micro-batches none of more than `most` rows fits any more. Gives the sizes that were tried."""
     real, tried = TextClassification.loss, list[int]()
+    given, to_tensors = list[Batch](), gradients.to_tensors
+
+    def give(batch: Batch, device: str) -> Batch:
+        given.append(batch)  # of the loop: the check before the first step has a way of its own
+        return to_tensors(batch, device)
 
     def loss(self: Any, outputs: Any, batch: Batch) -> Any:
         tried.append(len(batch))
         losses, weights = real(self, outputs, batch)
-        if len(batch) > most and sum(rows > 2 for rows in tried) > after:  # two: the check before the first step
+        if len(batch) > most and len(given) > after:
             if where == "forward":
                 raise error
             losses = _NoRoom.apply(losses, error)
@@ -59,6 +64,7 @@ def room(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(TextClassification, "loss", loss)
+        patch.setattr(gradients, "to_tensors", give)
         yield tried
 
 
