@@ -24,7 +24,7 @@ log = logging.getLogger("warmstart")
 
 # Sums in another order, and padding, move a float32 gradient by about 1e-6 of its norm; a wrong weight by its own size.
 TOLERANCE = 1e-3
-# So many rows are compared, of so many tokens together: both gradients take a second or two, whatever the texts.
+# So many rows are compared, of so many tokens together: it takes about as long as two steps, whatever the texts.
 ROWS, TOKENS = 8, 1024
 
 
