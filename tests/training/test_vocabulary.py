@@ -23,6 +23,7 @@ from warmstart.training.config import TrainConfig
 from warmstart.training.loop import Schedule, Step, fit
 from warmstart.training.optimizers import adamw, scheduler
 from warmstart.training.vocabulary import WordTable, looked_up, why_whole, word_table
+from warmstart.verbs.verify_resume import verify_resume
 from warmstart.verbs.weights import differing_tensors
 
 ROWS = reviews(60)
@@ -256,3 +257,25 @@ def test_the_ids_are_those_of_all_features_and_of_padding(tiny: Callable[..., Pa
     held = {int(i) for row in batches.features for f in row for i in f.inputs["input_ids"]}
     expected = sorted(held | {pipe.tokenizer.pad_token_id})
     assert looked_up(batches, 10_000).tolist() == expected and np.all(np.diff(expected) > 0)
+
+
+def test_k83_a_killed_run_with_a_large_vocabulary_ends_with_the_same_bits(
+    tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    """In processes of its own, which nobody patches: the table is as large as to be cut by itself."""
+    folder = tmp_path / "wide"
+    pipe = ws.load(tiny("bert"))
+    pipe.model.resize_token_embeddings(2 * vocabulary.WORTH // 32)
+    pipe.model.save_pretrained(folder)
+    pipe.tokenizer.save_pretrained(folder)
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    wide = ws.load(folder)
+    batches, optimizer, config = _ready(wide)
+    assert word_table(wide.model, optimizer, batches, config, device="cpu") is not None
+    recipe = tmp_path / "run.toml"
+    recipe.write_text(
+        f'model = "{folder}"\ndata = "{tmp_path / "rows.jsonl"}"\nvalidation = 0.2\n'
+        "[train]\nepochs = 2\nbatch_size = 8\nsave_every = 2\nevaluate_every = 3\n"
+    )
+    found = verify_resume(recipe, kills=2, seed=3)
+    assert [kill.problems for kill in found.kills] == [()] * 2

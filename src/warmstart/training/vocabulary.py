@@ -171,13 +171,10 @@ def why_whole(
     weight = embedding.weight
     if not weight.requires_grad:
         return "it is frozen"
-    if (
-        type(weight) is not nn.Parameter
-        or weight.dtype != torch.float32
-        or device != "cpu"
-        or not weight.is_contiguous()
-    ):
-        return f"it is a {type(weight).__name__} of {weight.dtype} on {device}"
+    if device != "cpu" or weight.dtype != torch.float32:
+        return f"it is of {weight.dtype} on {device}"
+    if type(weight) is not nn.Parameter or not weight.is_contiguous():
+        return f"it is a {type(weight).__name__} that is not laid out row by row"
     names = [name for name, parameter in model.named_parameters(remove_duplicate=False) if parameter is weight]
     if len(names) > 1 or model.config.is_encoder_decoder:
         return f"something else reads it, too: {', '.join(names[1:]) or 'a decoder'}"
