@@ -340,5 +340,10 @@ def test_h68_what_is_refused_unparsed_has_passed_the_gate_before(locked: Server)
         assert shedder.answer("127.0.0.2", head + body) is None
         early = shedder.answer("127.0.0.1", head + b'"g')
         assert early is not None and early[1] == 4  # bytes of the body that are still to come
+        bare = head.replace(b"\r\n", b"\n").replace(b": 6", b": 9")  # ends before the empty line in its body
+        longer = {**scope, "headers": [(b"content-length", b"9")]}
+        shedder.remember("127.0.0.1", bare + b'"a\r\n\r\nb"', longer, served, "key 1")
+        end = shedder.answer("127.0.0.1", bare + b'"a\r\n\r\nb"')
+        assert end is not None and end[1] == 1
     finally:
         served.check_room = room  # type: ignore[method-assign]

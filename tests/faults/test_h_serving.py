@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -57,10 +58,14 @@ def metric(client: httpx.Client, name: str) -> float:
 def send(server: Server, rows: int) -> socket.socket:
     """A request of `rows` texts of ten tokens on a connection of its own; nothing is read."""
     body = ("[" + ",".join([f'"{TEN}"'] * rows) + "]").encode()
-    head = f"POST {PATH} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
     connection = socket.create_connection(("127.0.0.1", server.port), timeout=20)
-    connection.sendall(f"{head}\r\n\r\n".encode() + body)
+    connection.sendall(head(body) + body)
     return connection
+
+
+def head(body: bytes) -> bytes:
+    lines = f"POST {PATH} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+    return f"{lines}\r\n\r\n".encode()
 
 
 def test_h59_a_departed_clients_work_is_dropped_and_counted(pipe: ws.Pipeline) -> None:
@@ -80,6 +85,25 @@ def test_h59_a_departed_clients_work_is_dropped_and_counted(pipe: ws.Pipeline) -
         assert metric(client, "warmstart_dropped_total") == 1
         assert eventually(lambda: metric(client, 'warmstart_requests_total{method="POST",route="/v1/predict/{model}",'
                                                  'status="499"') == 1)  # fmt: skip
+
+
+@pytest.mark.parametrize("rows", [7, 10, 12])
+def test_h59_so_is_that_of_a_client_with_a_large_body(pipe: ws.Pipeline, rows: int) -> None:
+    """Its body comes after its head and in pieces of more than is buffered: reading is paused at its end."""
+    with gated(pipe, Limits(batch_tokens=20)) as (server, client, gate):
+        gate.opened.clear()
+        running = send(server, 1)
+        assert gate.entered.wait(5)
+        body = ("[" + ",".join(['"' + "good film " * 1000 + '"'] * rows) + "]").encode()
+        with socket.create_connection(("127.0.0.1", server.port), timeout=20) as leaving:
+            leaving.sendall(head(body))
+            time.sleep(0.2)
+            leaving.sendall(body)
+            assert eventually(lambda: metric(client, "warmstart_queue_tokens") == 128 * rows)
+        assert eventually(lambda: metric(client, "warmstart_queue_tokens") == 0)
+        gate.opened.set()
+        assert running.recv(100).startswith(b"HTTP/1.1 200")
+        running.close()
 
 
 def test_h68_beyond_the_queue_429_with_retry_after_and_what_was_accepted_is_answered(pipe: ws.Pipeline) -> None:
@@ -145,6 +169,32 @@ def test_h68_a_wait_longer_than_the_server_grants_is_429_at_once_and_again_unpar
         assert client.post(PATH, json=TEN).status_code == 200
 
 
+def test_h68_a_refused_request_that_came_behind_another_says_nothing_of_that_one(pipe: ws.Pipeline) -> None:
+    other = b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    body = f'"{TEN}"'.encode()
+    with gated(pipe, Limits(batch_tokens=20, queue_seconds=0.0)) as (server, client, gate):
+        gate.opened.clear()
+        accepted = [send(server, 1)]
+        assert gate.entered.wait(5)
+        accepted.append(send(server, 1))
+        assert eventually(lambda: metric(client, "warmstart_queue_tokens") == 10)
+        with socket.create_connection(("127.0.0.1", server.port), timeout=5) as connection:
+            connection.sendall(other + head(body)[:20])
+            time.sleep(0.2)
+            connection.sendall(head(body)[20:] + body)
+            received = b""
+            while b" 429 " not in received:
+                received += connection.recv(65536)
+            assert received.startswith(b"HTTP/1.1 200")
+        with socket.create_connection(("127.0.0.1", server.port), timeout=5) as connection:
+            connection.sendall(other)
+            assert connection.recv(12) == b"HTTP/1.1 200"
+        gate.opened.set()
+        assert [one.recv(12) for one in accepted] == [b"HTTP/1.1 200"] * 2
+        for one in accepted:
+            one.close()
+
+
 def test_h69_a_deadline_that_passed_is_504_and_nothing_is_run(pipe: ws.Pipeline) -> None:
     with gated(pipe, Limits(batch_tokens=20)) as (server, client, gate):
         for given in ("0", "-5"):
@@ -206,6 +256,26 @@ def test_h70_one_poisoned_request_fails_alone_and_tells_nothing_of_the_insides(
             assert found[4].json()["error"]["code"] == code
             assert "secret" not in found[4].text and "0x" not in found[4].text
             wait_ready(server.url)
+
+
+def test_h70_a_tokenizer_that_panics_fails_its_request_at_once(
+    pipe: ws.Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class PanicException(BaseException):  # as those of libraries written in Rust are
+        pass
+
+    def panic(rows: object) -> None:
+        raise PanicException("secret")
+
+    with gated(pipe, Limits()) as (server, client, _):
+        served = server.service.models.served["reviews"]
+        broken = SimpleNamespace(encode=panic, fields=served.task.fields, name=served.task.name)
+        with monkeypatch.context() as patch:
+            patch.setattr(served, "task", broken)
+            answer = client.post(PATH, json="good", headers={"x-timeout-ms": "10000"})
+            assert (answer.status_code, answer.json()["error"]["code"]) == (500, "internal-error")
+            assert "secret" not in answer.text
+        assert client.post(PATH, json="good").status_code == 200
 
 
 @dataclasses.dataclass
@@ -274,3 +344,16 @@ def test_h71_a_model_that_fails_at_its_first_row_is_not_ready_until_it_answers(p
         assert client.get("/readyz").status_code == 503
         told.set()
         assert client.get("/readyz").status_code == 200
+
+
+def test_h72_what_is_not_done_when_the_time_to_stop_is_over_is_503(pipe: ws.Pipeline) -> None:
+    with gated(pipe, Limits(drain_seconds=1.0)) as (server, _, gate):
+        gate.opened.clear()
+        accepted = send(server, 1)
+        assert gate.entered.wait(5)
+        server.stop()
+        received = b""
+        while part := accepted.recv(65536):
+            received += part
+        accepted.close()
+    assert received.startswith(b"HTTP/1.1 503") and b'"code":"stopping"' in received

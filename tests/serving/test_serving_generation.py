@@ -12,10 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import huggingface_hub
+import pytest
+from huggingface_hub.errors import HfHubHTTPError
 
 import warmstart as ws
 from support.serving import wait_ready
 from warmstart.rows import Row
+from warmstart.serving import models
 from warmstart.serving.server import Server
 from warmstart.tasks import as_dict
 
@@ -34,6 +38,25 @@ def test_generated_texts_are_those_of_the_library(tiny: Callable[..., Path]) -> 
         assert answer.json() == [as_dict(prediction) for prediction in pipe(rows)]
         wrong = client.post("/v1/predict/chat", json=[{"messages": [{"role": "user"}]}], timeout=20)
         assert (wrong.status_code, wrong.json()["error"]["code"]) == (422, "field-not-messages")
+
+
+def test_the_hub_client_reads_generated_texts(tiny: Callable[..., Path]) -> None:
+    """Summaries and translations are text-to-text; each of its methods reads a name of its own."""
+    options = {"max_new_tokens": 5}
+    pipes = {
+        "chat": ws.load(tiny("llama", "generation"), options=options, device="cpu"),
+        "t5": ws.load(tiny("t5", "text-to-text"), task="text-to-text", options=options, device="cpu"),
+    }
+    with Server(pipes, port=0) as running, httpx.Client(base_url=running.url, trust_env=False) as client:
+        wait_ready(running.url)
+        chat, t5 = (huggingface_hub.InferenceClient(model=f"{running.url}/models/{name}") for name in pipes)
+        wanted = pipes["t5"]("good words").text
+        assert chat.text_generation("I love this film") == pipes["chat"]("I love this film").generated_text
+        assert t5.translation("good words").translation_text == t5.summarization("good words").summary_text == wanted
+        several = client.post("/models/t5", json={"inputs": ["good words", "x"]}, timeout=20).json()
+        assert [one["generated_text"] for one in several] == [wanted, pipes["t5"]("x").text]
+        with pytest.raises(HfHubHTTPError, match="max_new_tokens"):
+            chat.text_generation("I love this film", max_new_tokens=6)
 
 
 def test_a_client_that_leaves_stops_its_answer_and_no_other(tiny: Callable[..., Path]) -> None:
@@ -73,6 +96,37 @@ def test_a_client_that_leaves_stops_its_answer_and_no_other(tiny: Callable[..., 
         assert other.result().json() == as_dict(expected)
         hook.remove()
     assert sizes.count(2) == 1 and sizes[-1] == 1
+
+
+def test_a_server_that_is_busy_with_long_answers_is_ready(
+    tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Up to the time that any request may take: a model that hangs is not."""
+    pipe = ws.load(tiny("llama", "generation"), options={"max_new_tokens": 4}, device="cpu")
+    gate, held = threading.Event(), threading.Event()
+
+    def before(module: Any, arguments: Any, given: dict[str, Any]) -> None:
+        held.set()
+        assert gate.wait(20), "the test forgot to open the gate"
+
+    with (
+        Server({"chat": pipe}, port=0, limits=ws.Limits(request_seconds=3)) as running,
+        httpx.Client(base_url=running.url, trust_env=False, timeout=30) as client,
+        ThreadPoolExecutor() as threads,
+    ):
+        wait_ready(running.url)
+        monkeypatch.setattr(models, "_PROBE_SECONDS", 0.2)
+        hook = pipe.model.register_forward_pre_hook(before, with_kwargs=True)
+        asked = threads.submit(client.post, "/v1/predict/chat", json="good words")
+        assert held.wait(20)
+        time.sleep(1.1)  # until an earlier proof holds no more
+        assert client.get("/readyz").status_code == 200
+        time.sleep(2.5)
+        assert client.get("/readyz").json()["error"]["code"] == "probe-failed"
+        gate.set()
+        hook.remove()
+        assert asked.result().status_code == 504
+        until(lambda: client.get("/readyz").status_code == 200)
 
 
 def until(happened: Callable[[], bool]) -> None:

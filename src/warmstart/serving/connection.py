@@ -71,6 +71,8 @@ class GuardedConnection(asyncio.Protocol):
                 return
             self._first = data
         self._inner.data_received(data)
+        if self._inner.conn.trailing_data[0]:  # of a request behind this one: what came first is not its head
+            self._first = b""
         if self._inner.conn.their_state is not h11.IDLE:
             self._stop_waiting()
         elif self._timer is None:
@@ -97,6 +99,8 @@ class GuardedConnection(asyncio.Protocol):
         self._told = lost
         if self._lost:
             lost()
+        elif not self._transport.is_closing():
+            self._inner.flow.resume_reading()  # a large body paused it, and who does not read sees nobody leave
         try:
             yield
         finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
 import logging
@@ -17,7 +18,7 @@ import orjson
 from warmstart.serving.access import Access
 from warmstart.serving.body import DepartedError, Message, Receive
 from warmstart.serving.metrics import Metrics
-from warmstart.serving.refusal import Refusal, as_refusal
+from warmstart.serving.refusal import Refusal, as_refusal, unavailable
 
 log = logging.getLogger("warmstart")
 access_log = logging.getLogger("warmstart.access")
@@ -81,6 +82,10 @@ class Gate:
             await self._app(scope, receive, answering)
         except DepartedError:
             status = 499  # nginx's number for it; nobody is there to read it
+        except asyncio.CancelledError:  # the time that a stopping server has for what it accepted is over
+            if not status:
+                refusal = unavailable("the server stopped before the answer was there", code="stopping")
+                await respond(answering, refusal.status, refusal.body(request_id), refusal.headers)
         except Exception as error:
             refusal = as_refusal(error)
             if refusal.status == 500:

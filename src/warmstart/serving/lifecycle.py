@@ -49,7 +49,7 @@ class Lifecycle:
         return Answer({"status": "alive"})
 
     async def readyz(self, call: Call) -> Answer:
-        """Every model answered a row, at most a second ago."""
+        """Every model answered a row at most a second ago, or has been answering requests that take longer."""
         if self._draining:
             raise unavailable("the server is stopping", code="stopping")
         self._check_alive()
@@ -62,9 +62,13 @@ class Lifecycle:
         return Answer({"status": "ready"})
 
     async def _prove(self, name: str) -> None:
+        served = self._models.served[name]
         try:
-            await self._models.served[name].probe()
+            await served.probe()
         except Exception as error:
+            late = isinstance(error, Refusal) and error.code == "deadline-exceeded"
+            if late and served.works and not self._warming:  # a long generation is no reason to send requests elsewhere
+                return
             log.error("%s does not answer: %r", name, error)
             raise unavailable(f"{name} does not answer", code="probe-failed") from error
 

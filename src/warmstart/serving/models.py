@@ -9,6 +9,7 @@ import math
 import re
 import threading
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -44,7 +45,7 @@ class Served:
             budget=limits.batch_tokens, pool=decoding, metrics=metrics,
         )  # fmt: skip
         self._lock = threading.Lock()
-        self._being_encoded = 0
+        self._being_encoded = Counter[str]()  # tokens, about, by client
         metrics.watch_queue(name, lambda: float(self._queue.tokens))
 
     def start(self) -> None:
@@ -60,6 +61,11 @@ class Served:
     @property
     def alive(self) -> bool:
         return self._worker.alive
+
+    @property
+    def works(self) -> bool:
+        """Is the worker busy with requests, and not for longer than any request may take."""
+        return self.alive and self._worker.works(self.limits.request_seconds)
 
     def rows(self, items: Sequence[Any]) -> list[Row]:
         """Strings, pairs of strings and objects as rows of the task.
@@ -97,17 +103,19 @@ class Served:
             raise too_late("the deadline had passed when the request came")
         self.check_room(client)
         job = Job(client=client, rows=rows, deadline=deadline)
-        self._encoding.submit(self._admit, job, self._take_room(rows))
+        self._encoding.submit(self._admit, job, self._take_room(rows, client))
         return await _answer(job)
 
-    def _take_room(self, rows: Sequence[Row]) -> int:
-        """Count rows that wait for their tokens against the queue; `_admit` gives back what this returns."""
+    def _take_room(self, rows: Sequence[Row], client: str) -> int:
+        """Count rows that wait for their tokens against the queue, unless they are their client's first; `_admit` gives
+        back what this returns."""
         size = sum(len(value) for row in rows for value in row.values() if isinstance(value, str | list))
-        size = min(size // _CHARACTERS_A_TOKEN, self.limits.queue_tokens)
+        size = max(1, min(size // _CHARACTERS_A_TOKEN, self.limits.queue_tokens))
         with self._lock:
-            if self._being_encoded + self._queue.tokens + size > 2 * self.limits.queue_tokens:
+            held = self._being_encoded.total() + self._queue.tokens
+            if self._being_encoded[client] and held + size > 2 * self.limits.queue_tokens:
                 raise overloaded(self._retry_after())
-            self._being_encoded += size
+            self._being_encoded[client] += size
         return size
 
     def _admit(self, job: Job, size: int) -> None:
@@ -123,11 +131,13 @@ class Served:
             job.features = list(self.task.encode(job.rows))
             self._metrics.stage(self.name, "encode", time.monotonic() - started)
             self._put(job)
-        except Exception as error:
+        except BaseException as error:
             job.fail(error)
         finally:
             with self._lock:
-                self._being_encoded -= size
+                self._being_encoded[job.client] -= size
+                if not self._being_encoded[job.client]:
+                    del self._being_encoded[job.client]
 
     def _put(self, job: Job, *, beyond: bool = False) -> None:
         try:
@@ -151,7 +161,7 @@ class Served:
         rows = [self._probe_row()]
         deadline = time.monotonic() + _PROBE_SECONDS
         features = await asyncio.get_running_loop().run_in_executor(None, lambda: list(self.task.encode(rows)))
-        job = Job(client="\0probe", rows=rows, features=features, deadline=deadline)
+        job = Job(client="\0probe", rows=rows, features=features, deadline=deadline, brief=True)
         self._put(job, beyond=True)
         await _answer(job)
 
@@ -165,7 +175,7 @@ class Served:
         return Row({field.name: "ready" if field.text and not field.many else ["ready", "not"] for field in wanted})
 
     def _closed(self) -> Refusal:
-        if not self.alive:
+        if self._worker.died:
             return unavailable(f"the worker of {self.name} is dead", code="worker-dead")
         return unavailable("the server is stopping", code="stopping")
 

@@ -36,6 +36,7 @@ class Job:
     rows: Sequence[Row]
     deadline: float
     features: Sequence[Feature] = ()  # of all rows, from when it is put
+    brief: bool = False  # the first token of what is generated will do
     future: Future[list[Any]] = field(default_factory=Future)
     waiting_since: float = 0.0
     taken: int = 0  # features that were drawn
@@ -47,13 +48,15 @@ class Job:
         return self.future.done()
 
     def wanted(self) -> bool:
-        return not self.gone
+        return not (self.gone or self.brief)
 
     @property
     def complete(self) -> bool:
         return len(self.outputs) == len(self.features)
 
     def fail(self, error: BaseException) -> None:
+        if not isinstance(error, Exception):  # as a tokenizer's panic is: it ends the request, and not the event loop
+            error = RuntimeError(repr(error))
         try:
             self.future.set_exception(error)
         except InvalidStateError:  # its client left meanwhile

@@ -43,7 +43,8 @@ def overloaded(seconds: int, what: str = "more text waits than the server takes"
 
 def unavailable(what: str, *, code: str = "not-ready") -> Refusal:
     """503: the server is about to start or to stop."""
-    return Refusal(503, code, what, fix="send it again later", headers={"Retry-After": "5"})
+    headers = {"Retry-After": "5"} | ({"Connection": "close"} if code == "stopping" else {})
+    return Refusal(503, code, what, fix="send it again later", headers=headers)
 
 
 def too_late(what: str = "the answer was not there in time") -> Refusal:

@@ -8,6 +8,7 @@ found to be again.
 
 from __future__ import annotations
 
+import re
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from warmstart.serving.models import Served
 from warmstart.serving.refusal import Refusal
 
 _HEADS = 512  # that are remembered; each is smaller than the limit to headers
-_END = b"\r\n\r\n"
+_END = re.compile(rb"\n\r?\n")  # of a head, as h11 finds it
 _LOGGED = ("method", "path", "warmstart.route", "warmstart.client")
 # A request with one of these is looked at: its answer would be its own.
 _SPECIAL = frozenset({b"x-request-id", b"transfer-encoding", b"connection", b"expect", b"upgrade"})
@@ -42,11 +43,11 @@ class Shedder:
 
     def remember(self, address: str, content: bytes, scope: Scope, served: Served, client: str) -> None:
         """`content`: what came first of the request; it is of use if its whole head is in it, and nothing after it."""
-        end = content.find(_END) + len(_END)
+        end = _head(content)
         lengths = [value for name, value in scope["headers"] if name == b"content-length"]
         special = any(name in _SPECIAL and value.lower() != b"keep-alive" for name, value in scope["headers"])
         special = special or scope["http_version"] != "1.1"
-        if end < len(_END) or special or len(lengths) != 1 or len(content) > end + int(lengths[0]):
+        if not end or special or len(lengths) != 1 or len(content) > end + int(lengths[0]):
             return
         told = {name: scope[name] for name in _LOGGED if name in scope}  # the rest would keep its connection alive
         self._heads[address, content[:end]] = _Refused(told, served, client, int(lengths[0]))
@@ -59,7 +60,7 @@ class Shedder:
         if not self._heads or self._draining():
             return None
         started = time.monotonic()
-        end = content.find(_END) + len(_END)
+        end = _head(content)
         known = self._heads.get((address, content[:end]))
         if known is None or len(content) > end + known.body:
             return None
@@ -69,3 +70,9 @@ class Shedder:
             self.refused += 1
             return self._gate.refused(refusal, known.scope, started), end + known.body - len(content)
         return None
+
+
+def _head(content: bytes) -> int:
+    """Bytes of the head, with the empty line that ends it; 0 where it is not whole."""
+    found = _END.search(content)
+    return 0 if found is None else found.end()

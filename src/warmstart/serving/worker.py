@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import threading
 import time
 from collections.abc import Sequence
@@ -43,6 +44,8 @@ class Worker:
         self._draw, self._pool, self._metrics = budget, pool, metrics
         self._budget = min(budget, runtime.shapes.max_tokens)
         self._rate = _FIRST_RATE
+        self._drew = math.inf  # when what it works on was drawn
+        self.died = False
         self._thread = threading.Thread(target=self._work, name=f"warmstart-{name}", daemon=True)
 
     def start(self) -> None:
@@ -55,6 +58,10 @@ class Worker:
     def alive(self) -> bool:
         return self._thread.is_alive()
 
+    def works(self, seconds: float) -> bool:
+        """Is it at work, on what it drew no longer ago than that."""
+        return 0 <= time.monotonic() - self._drew <= seconds
+
     def seconds(self, tokens: float) -> float:
         """How long so many tokens take, by what was measured lately."""
         return tokens / self._rate
@@ -63,8 +70,11 @@ class Worker:
         pieces: list[Piece] | None = []
         try:
             while (pieces := self._queue.take(self._drawn_tokens())) is not None:
+                self._drew = time.monotonic()
                 self._run_all(pieces)
+                self._drew = math.inf
         except BaseException as error:  # a thread's last words: whoever waits must not wait for ever
+            self.died = True
             log.critical("the worker of %s died: %r", self._name, error)
             self._queue.close()
             while pieces is not None:
@@ -77,13 +87,15 @@ class Worker:
         for piece in pieces:
             if piece.index == 0:
                 self._metrics.stage(self._name, "queue", started - piece.job.waiting_since)
+        tokens = 0  # that were run, but for probes: a row now and then is no measure of speed
         for members in self._runtime.shapes.plan([piece.feature.length for piece in pieces], max_tokens=self._budget):
             batch = [pieces[i] for i in members if not pieces[i].job.gone]
             if batch:
                 self._run(batch)
-        if seconds := time.monotonic() - started:
-            rate = sum(piece.feature.length for piece in pieces) / seconds
-            self._rate += _NEWEST * (rate - self._rate)
+                tokens += sum(piece.feature.length for piece in batch if not piece.job.brief)
+        seconds = time.monotonic() - started
+        if tokens and seconds:
+            self._rate += _NEWEST * (tokens / seconds - self._rate)
 
     def _drawn_tokens(self) -> int:
         return min(self._draw, max(_SMALLEST_DRAW, int(_DRAW_SECONDS * self._rate)))
@@ -120,7 +132,7 @@ class Worker:
         started = time.monotonic()
         try:
             predictions = decode(self._task, job)
-        except Exception as error:
+        except BaseException as error:
             job.fail(error)
             return
         self._metrics.stage(self._name, "decode", time.monotonic() - started)

@@ -92,10 +92,13 @@ function drawn(prediction) {
   return nodes;
 }
 
+let busy = false;
+
 async function send(event) {
   if (event) event.preventDefault();
-  if (!by("form").reportValidity()) return;
-  by("send").disabled = true;
+  if (busy || !by("form").reportValidity()) return;
+  busy = true; // the button stays enabled: one that is not would lose the keyboard's focus
+  by("send").setAttribute("aria-busy", "true");
   try {
     const prediction = await asked("/v1/predict/" + encodeURIComponent(by("model").value), {
       method: "POST",
@@ -106,7 +109,8 @@ async function send(event) {
   } catch (error) {
     show(made("p", error.message, "error"));
   } finally {
-    by("send").disabled = false;
+    busy = false;
+    by("send").removeAttribute("aria-busy");
   }
 }
 

@@ -20,6 +20,10 @@ _HARMLESS: Mapping[str, tuple[Any, ...]] = {
     "truncate": (True,),
     "truncation": (True,),
     "truncation_direction": ("right",),
+    "return_full_text": (False,),
+    "details": (False,),
+    "decoder_input_details": (False,),
+    "stream": (False,),
 }
 # Its names of our options.
 _OPTIONS: Mapping[str, str] = {"aggregation_strategy": "aggregation", "max_answer_len": "max_answer_tokens"}
@@ -86,7 +90,7 @@ async def _infer(call: Call) -> Answer:
     items = [shape.row(item, parameters) for item in (body["inputs"] if several else [body["inputs"]])]
     predictions = await call.predict(served, items)
     answers = [shape.answer(prediction, parameters) for prediction in predictions]
-    # Of one text, text classification too answers with a list in a list: so do Hugging Face's servers.
+    # One text, too, is answered with a list where Hugging Face's servers do so: classified, or generated for it.
     return Answer(answers if several or shape.nested else answers[0], predictions)
 
 
@@ -133,6 +137,11 @@ def _zero_shot(prediction: Any, parameters: Mapping[str, Any]) -> list[dict[str,
     return [{"label": label, "score": score} for label, score in pairs]
 
 
+def _under_every_name(prediction: Any, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """A client of summarization, one of translation and one of text generation each read a name of their own."""
+    return dict.fromkeys(("generated_text", "summary_text", "translation_text"), prediction.text)
+
+
 def _with_candidates(item: Any, parameters: Mapping[str, Any]) -> Any:
     labels = parameters.get("candidate_labels")
     if labels is None:
@@ -150,4 +159,6 @@ _SHAPES: Mapping[str, _Shape] = {
     "rerank": _Shape(lambda prediction, _: [dict(result) for result in prediction.results]),
     "fill-mask": _Shape(_masks),
     "zero-shot-classification": _Shape(_zero_shot, parameters={"candidate_labels": _LABELS}, row=_with_candidates),
+    "text-generation": _Shape(lambda prediction, _: {"generated_text": prediction.generated_text}, nested=True),
+    "text-to-text": _Shape(_under_every_name, nested=True),
 }

@@ -1,0 +1,57 @@
+"""What comes before the queue: room for rows that wait for their tokens, and probes that tell little."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import warmstart as ws
+from support.serving import numpy_pipeline, wait_ready
+from warmstart.rows import Row
+from warmstart.serving.limits import Limits
+from warmstart.serving.metrics import Metrics
+from warmstart.serving.models import Models
+from warmstart.serving.refusal import Refusal
+from warmstart.serving.server import Server
+
+
+def test_a_client_that_fills_the_room_of_the_tokenizer_locks_nobody_else_out() -> None:
+    models = Models({"reviews": numpy_pipeline()}, Limits(queue_tokens=100), Metrics())
+    served, rows = models.served["reviews"], [Row({"text": "good " * 1000})]
+    sizes = [served._take_room(rows, "large") for _ in range(2)]
+    assert sizes == [100, 100]
+    with pytest.raises(Refusal, match="queue-full"):
+        served._take_room(rows, "large")
+    assert served._take_room(rows, "small") == 100
+    with pytest.raises(Refusal, match="queue-full"):
+        served._take_room(rows, "small")
+
+
+def test_probes_do_not_change_what_speed_was_measured() -> None:
+    with Server({"reviews": numpy_pipeline()}, port=0) as server:
+        wait_ready(server.url)
+        served = server.service.models.served["reviews"]
+        before = served._worker.seconds(1000)
+        for _ in range(5):
+            asyncio.run(served.probe())
+        assert served._worker.seconds(1000) == before
+
+
+def test_a_probe_generates_one_token(tiny: Callable[..., Path]) -> None:
+    pipe = ws.load(tiny("llama", "generation"), options={"max_new_tokens": 30}, device="cpu")
+    assert pipe({"prompt": "ready"}).new_tokens > 1
+    calls = list[int]()
+
+    def before(module: Any, arguments: Any, given: dict[str, Any]) -> None:
+        calls.append(len(given["input_ids"]))
+
+    with Server({"chat": pipe}, port=0) as server:
+        wait_ready(server.url)
+        hook = pipe.model.register_forward_pre_hook(before, with_kwargs=True)
+        asyncio.run(server.service.models.served["chat"].probe())
+        hook.remove()
+    assert calls == [1]
