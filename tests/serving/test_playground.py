@@ -12,6 +12,7 @@ from urllib.parse import quote
 import httpx
 import pytest
 
+from support.browser import opened
 from support.serving import numpy_pipeline, wait_ready
 from warmstart.serving.server import Server
 
@@ -51,6 +52,34 @@ def test_a_browser_shows_the_page_and_a_links_prediction_as_bars(size: str, tmp_
     assert bars == [(label, f"{score:.4f}") for label, score in expected]
     assert "<title>warmstart</title>" in shown  # what was typed ran nowhere
     assert "Content Security Policy" not in said and "Uncaught" not in said
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed: the page is not opened in a browser")
+def test_the_page_works_by_keyboard(tmp_path: Path) -> None:
+    """From the address on: Tab to the box, a text, Tab to the button, Enter; then Control and Enter in the box."""
+    assert CHROMIUM is not None
+    pipe = numpy_pipeline()
+    focused = "document.activeElement && document.activeElement.id"
+    shown = "[...document.querySelectorAll('progress')].map((bar) => bar.value).join()"
+    with Server({"reviews": pipe}, port=0) as server:
+        wait_ready(server.url)
+        with opened(CHROMIUM, server.url, tmp_path, width=390, height=844) as tab:
+            tab.until("document.getElementById('field-text') !== null")
+            tab.press_until("Tab", f"{focused} === 'field-text'")
+            tab.write("a good film")
+            tab.press_until("Tab", f"{focused} === 'send'")
+            tab.press("Enter")
+            first = tab.until(shown)
+            assert tab.value(focused) == "send"  # nobody has to begin again
+            expected = sorted(pipe("a good film").scores.values(), reverse=True)
+            assert [float(value) for value in first.split(",")] == pytest.approx(expected, abs=1e-4)
+            tab.value("document.getElementById('field-text').select()")
+            tab.value("document.getElementById('field-text').focus()")
+            tab.write("tedious")
+            tab.press("Enter", control=True)
+            assert tab.until(f"{shown} !== '{first}' && {shown}")
+            assert tab.value("document.documentElement.scrollWidth <= window.innerWidth")  # fits a phone
+            assert not tab.complaints
 
 
 def _opened(url: str, home: Path, size: str) -> tuple[str, str]:
