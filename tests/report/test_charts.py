@@ -6,7 +6,7 @@ import math
 import re
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from warmstart.report.charts import Line, interval_bar, line_chart, scatter, smooth, thin, ticks
@@ -46,6 +46,7 @@ def test_smoothing_of_a_constant_is_the_constant() -> None:
 
 
 @given(st.lists(st.tuples(st.floats(-1e6, 1e6), st.floats(-1e6, 1e6)), min_size=1, max_size=40))
+@example([(0.0, 0.0), (5e-324, 1e-310)])
 def test_every_point_is_on_the_canvas(points: list[tuple[float, float]]) -> None:
     for svg in (line_chart("t", [Line("a", points, dots=True)]), scatter("t", points, x_name="x", y_name="y")):
         dots = re.findall(r'cx="([-\d.]+)" cy="([-\d.]+)"', svg)

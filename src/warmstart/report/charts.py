@@ -6,6 +6,7 @@ All are drawn on 440 x 250 units. Colour comes from the page's classes, so light
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -98,9 +99,9 @@ def thin(points: Sequence[Point]) -> list[Point]:
 
 def ticks(low: float, high: float, most: int = 5) -> list[float]:
     """Round numbers (1, 2, 2.5 or 5 times a power of ten) between low and high."""
-    if not high > low:
-        return [low]
     raw = (high - low) / most
+    if not raw >= sys.float_info.min:  # nothing between them that a number could be
+        return [low]
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(step for m in (1, 2, 2.5, 5, 10) if (step := m * power) >= raw * (1 - 1e-9))
     first = math.ceil(low / step - 1e-9)
