@@ -102,6 +102,7 @@ def test_what_only_looks_alike_stays(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_listed_is_no_trouble(tmp_path: Path) -> None:
     remove_left(tmp_path / "absent" / "out")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_name_that_another_process_took_for_left_is_made_again(

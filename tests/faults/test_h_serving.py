@@ -148,13 +148,19 @@ def test_h68_under_many_times_its_capacity_every_answer_is_200_or_429_and_none_i
         assert client.post(PATH, json="good").status_code == 200
 
 
+def held_and_waiting(server: Server, client: httpx.Client, gate: Gated) -> list[socket.socket]:
+    """Two requests that were accepted: the model stands before the first, the second waits in the queue."""
+    gate.opened.clear()
+    accepted = [send(server, 1)]
+    assert gate.entered.wait(5)
+    accepted.append(send(server, 1))
+    assert eventually(lambda: metric(client, "warmstart_queue_tokens") == 10)
+    return accepted
+
+
 def test_h68_a_wait_longer_than_the_server_grants_is_429_at_once_and_again_unparsed(pipe: ws.Pipeline) -> None:
     with gated(pipe, Limits(batch_tokens=20, queue_seconds=0.0)) as (server, client, gate):
-        gate.opened.clear()
-        accepted = [send(server, 1)]
-        assert gate.entered.wait(5)
-        accepted.append(send(server, 1))
-        assert eventually(lambda: metric(client, "warmstart_queue_tokens") == 10)
+        accepted = held_and_waiting(server, client, gate)
         answers = [client.post(PATH, json=TEN) for _ in range(6)]
         assert {answer.status_code for answer in answers} == {429}
         assert len({answer.headers["x-request-id"] for answer in answers}) == 6
@@ -173,11 +179,7 @@ def test_h68_a_refused_request_that_came_behind_another_says_nothing_of_that_one
     other = b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n"
     body = f'"{TEN}"'.encode()
     with gated(pipe, Limits(batch_tokens=20, queue_seconds=0.0)) as (server, client, gate):
-        gate.opened.clear()
-        accepted = [send(server, 1)]
-        assert gate.entered.wait(5)
-        accepted.append(send(server, 1))
-        assert eventually(lambda: metric(client, "warmstart_queue_tokens") == 10)
+        accepted = held_and_waiting(server, client, gate)
         with socket.create_connection(("127.0.0.1", server.port), timeout=5) as connection:
             connection.sendall(other + head(body)[:20])
             time.sleep(0.2)
