@@ -16,7 +16,7 @@ _HOLDS = 1.0
 
 
 class Lifecycle:
-    """The state of one server. `ready` is only ever said after a forward through every model's real queue."""
+    """The state of one server. Ready is first said after a forward through every model's real queue (decision 26)."""
 
     def __init__(self, models: Models) -> None:
         self._models = models
