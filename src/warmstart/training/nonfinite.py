@@ -33,7 +33,7 @@ from warmstart.training.state_files import pack, read_tensors, read_values, unpa
 
 FOLDER = "nonfinite"
 STEP, BATCH, OPTIMIZER = "step/step.json", "step/batch.safetensors", "step/optimizer.safetensors"
-FORMAT = 1
+FORMAT, READ = 2, (1, 2)  # 1 had no sparse tensors
 
 
 @dataclass(frozen=True)
@@ -139,8 +139,8 @@ def read_bad_step(folder: Path, task: Task) -> Kept:
     check_manifest(folder)
     document = read_values(folder / STEP)
     try:
-        if document["format"] != FORMAT:
-            raise ValueError(f"its format is {document['format']!r}, this version reads {FORMAT}")
+        if document["format"] not in READ:
+            raise ValueError(f"its format is {document['format']!r}, this version reads {', '.join(map(str, READ))}")
         parts = unpack(document["batches"], read_tensors(folder / BATCH))
         names = [field.name for field in dataclasses.fields(BadStep) if field.name != "batches"]
         bad = BadStep(

@@ -30,7 +30,7 @@ from warmstart.training.state_files import pack, read_tensors, read_values, unpa
 
 STATE = "training_state/state.json"
 OPTIMIZER = "training_state/optimizer.safetensors"
-FORMAT = 1
+FORMAT, READ = 2, (1, 2)  # 1 had no sparse tensors
 _TREES = ("optimizer", "scheduler", "scaler", "recipes")  # the fields of a state that hold tensors
 
 
@@ -90,8 +90,8 @@ def read_snapshot(path: Path) -> Snapshot:
     check_committed(path)
     document = read_values(path / STATE)
     try:
-        if document["format"] != FORMAT:
-            raise ValueError(f"its format is {document['format']!r}, this version reads {FORMAT}")
+        if document["format"] not in READ:
+            raise ValueError(f"its format is {document['format']!r}, this version reads {', '.join(map(str, READ))}")
         trees = {name: document[name] for name in _TREES if name in document}
         tree = unpack(trees, read_tensors(path / OPTIMIZER))
         state = State(

@@ -98,13 +98,17 @@ class WordTable:
             weight.data, self._is_whole = rows, False
 
     def optimizer_state(self) -> dict[str, Any]:
-        """The optimizer's `state_dict()`, with the moments of the whole table: those of rows left out are zero."""
+        """The optimizer's `state_dict()`, with the moments of the whole table: sparse, for those of rows left out are
+        zero."""
         weight = self._embedding.weight
         own = self._optimizer.state.get(weight)
         if self._all is None or not own:
             return self._optimizer.state_dict()
+        whole = self._all.shape
         self._optimizer.state[weight] = {
-            name: torch.zeros_like(self._all).index_copy_(0, self._ids, value) if name in _MOMENTS else value
+            name: torch.sparse_coo_tensor(self._ids[None], value, whole, is_coalesced=True, check_invariants=True)
+            if name in _MOMENTS
+            else value
             for name, value in own.items()
         }
         try:
