@@ -33,18 +33,20 @@ class Contestant:
 
 
 def contestants(checkpoint: Path, exported: Path) -> list[Contestant]:
-    def ours(name: str, model: Path) -> Contestant:
-        serve = ("-m", "warmstart", "serve", "-m", f"m={model}", "--port", "0", "--no-access-log")
+    def ours(name: str, model: Path, *more: str) -> Contestant:
+        serve = ("-m", "warmstart", "serve", "-m", f"m={model}", "--port", "0", "--no-access-log", *more)
         return Contestant(name, serve, "/v1/predict/m")
 
-    def theirs(name: str, way: str) -> Contestant:
-        return Contestant(name, (str(HERE / "serving_peer.py"), str(checkpoint), way), "/predict", wrapped=True)
+    def theirs(name: str, way: str, dtype: str = "float32") -> Contestant:
+        return Contestant(name, (str(HERE / "serving_peer.py"), str(checkpoint), way, dtype), "/predict", wrapped=True)
 
     return [
         ours("warmstart fp32", checkpoint),
         ours("warmstart int8", exported),
+        ours("warmstart bf16", checkpoint, "--precision", "bf16"),
         theirs("FastAPI + pipeline, def", "threads"),
         theirs("FastAPI + pipeline, async def", "loop"),
+        theirs("FastAPI + pipeline, async def, bf16", "loop", "bfloat16"),
     ]
 
 

@@ -1,6 +1,6 @@
 """What people write today: FastAPI, and a call of `transformers.pipeline` for each request. Its own process.
 
-    python serving_peer.py CHECKPOINT threads|loop
+    python serving_peer.py CHECKPOINT threads|loop DTYPE
 
 "threads": `def`, which FastAPI runs in its pool of threads. "loop": `async def`, one request after another.
 """
@@ -21,8 +21,8 @@ class Item(BaseModel):
 
 
 def main() -> None:
-    checkpoint, way = sys.argv[1:]
-    pipe = pipeline("text-classification", model=checkpoint, device="cpu")
+    checkpoint, way, dtype = sys.argv[1:]
+    pipe = pipeline("text-classification", model=checkpoint, device="cpu", dtype=dtype)
     app = FastAPI()
 
     if way == "threads":

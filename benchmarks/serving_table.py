@@ -8,7 +8,7 @@ from typing import Any
 
 Records = Sequence[Mapping[str, Any]]
 BOUND_MS = 250.0
-FP32, INT8 = "warmstart fp32", "warmstart int8"
+FP32, INT8, BF16 = "warmstart fp32", "warmstart int8", "warmstart bf16"
 # What was promised: rates beside the better peer's and beside our own in fp32; goodput; seconds.
 RATE, INT8_RATE, GOODPUT, IDLE_SECONDS = 3.0, 2.0, 0.9, 5.0
 READY_SECONDS = {FP32: 10.0, INT8: 2.0}
@@ -16,7 +16,8 @@ LEGEND = (
     "Single reviews of the validation part, sent at random (Poisson) moments at a given rate, whether or not others",
     "were answered; latency is counted from the moment at which a request was to be sent. The server is alone on one",
     "core, with one thread of computation; the client is on the other. Same checkpoint (`starter`) on every side. int8",
-    'is `ws.export("starter", folder, format="openvino", precision="int8")`.',
+    'is `ws.export("starter", folder, format="openvino", precision="int8")`; bf16 is `--precision bf16`, or',
+    "`dtype=torch.bfloat16` of the peer. What nothing is said of runs in float32.",
 )
 
 
@@ -53,9 +54,10 @@ def ratios(ours: Mapping[int, Mapping[str, Any]], theirs: Sequence[Mapping[int, 
 def _speed(records: Records) -> Iterator[str]:
     names = list(dict.fromkeys(record["contestant"] for record in _kind(records, "rate")))
     best = {name: highest(records, name) for name in names}
-    peers = [best[name] for name in names if not name.startswith("warmstart")]
+    alike = [best[name] for name in names if not name.startswith("warmstart") and name.endswith("bf16")]
+    peers = [best[name] for name in names if not name.startswith("warmstart") and not name.endswith("bf16")]
     yield from (f"## The highest rate at which 99 % are answered within {BOUND_MS:g} ms", "")
-    yield "| | requests/s | p50 ms | p99 ms | alone, ms | beside the better peer | repeats |"
+    yield "| | requests/s | p50 ms | p99 ms | alone, ms | beside the better peer in float32 | repeats |"
     yield "|---|---|---|---|---|---|---|"
     for name, found in best.items():
         if not found:
@@ -73,6 +75,8 @@ def _speed(records: Records) -> Iterator[str]:
     yield ""
     yield _promise("fp32 beside the better peer", ratios(best.get(FP32, {}), peers), RATE)
     yield _promise("int8 beside fp32", ratios(best.get(INT8, {}), [best.get(FP32, {})]), INT8_RATE)
+    if beside := ratios(best.get(BF16, {}), alike):
+        yield f"- bf16 beside the peer in bf16: {_spread(beside)}; nothing was promised."
 
 
 def _overload(records: Records) -> Iterator[str]:

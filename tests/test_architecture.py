@@ -48,7 +48,7 @@ SEAMS = ("__init__.py", "cli/", "checkpoints/__init__.py", "engine/__init__.py")
 UNPADDING = tuple(
     f"engine/{name}.py"
     for name in (
-        *("unpad", "packed_call", "packed_attention", "packed_layer", "by_length", "first_token"),
+        *("unpad", "packed_call", "packed_attention", "packed_layer", "prepacked_layer", "by_length", "first_token"),
         *("stand_ins", "lower_states"),
     )
 )

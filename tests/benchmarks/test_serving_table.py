@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from serving_table import FP32, INT8, highest, ratios, table
+from serving_table import BF16, FP32, INT8, highest, ratios, table
 
 
 def rate(contestant: str, repeat: int, value: float, met: bool) -> dict[str, Any]:
@@ -40,6 +40,14 @@ def test_promises_are_met_missed_and_not_measured() -> None:
     assert "at least 3 times, found 3.00x (3.00 – 3.00): met." in met
     assert "at least 2 times, found 1.89x (1.89 – 1.89): **not met**." in met
     assert "at least 3 times; not measured." in "\n".join(table(peers))
+
+
+def test_a_peer_in_bf16_is_beside_bf16_alone() -> None:
+    peers = [rate("FastAPI", 0, 30, True), rate("FastAPI, bf16", 0, 50, True)]
+    told = "\n".join(table([rate(FP32, 0, 90, True), rate(BF16, 0, 120, True), *peers]))
+    assert "at least 3 times, found 3.00x (3.00 – 3.00): met." in told
+    assert "bf16 beside the peer in bf16: 2.40x (2.40 – 2.40); nothing was promised." in told
+    assert "the peer in bf16" not in "\n".join(table([rate(FP32, 0, 90, True), *peers]))
 
 
 def test_overload_is_as_promised_only_where_all_of_it_is() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from warmstart.engine.graph_runtime import Outputs
-from warmstart.engine.predict import MAX_TOKENS, Runtime, by_row, decode_row, predict, prepare, run_batch
+from warmstart.engine.predict import MAX_TOKENS, Runtime, by_row, decode_row, frozen, predict, prepare, run_batch
 from warmstart.engine.streaming import TextStream
 from warmstart.errors import UsageError
 from warmstart.tasks import Task
@@ -22,6 +22,7 @@ __all__ = [
     "TextStream",
     "by_row",
     "decode_row",
+    "frozen",
     "graph_runtime",
     "graph_writer",
     "predict",

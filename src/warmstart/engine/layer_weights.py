@@ -40,17 +40,25 @@ class Weights(NamedTuple):
 
 
 def read(layer: Any, pack: Pack) -> tuple[Shape, Weights]:
-    attention, attended, inner, output = layer.attention.self, layer.attention.output, layer.intermediate, layer.output
+    return shape_of(layer, pack), weights_of(layer)
+
+
+def shape_of(layer: Any, pack: Pack) -> Shape:
+    attention, attended, output = layer.attention.self, layer.attention.output, layer.output
     drops = [each.dropout.p if each.dropout.training else 0.0 for each in (attention, attended, output)]
-    shape = Shape(
+    return Shape(
         pack.blocks(),
         attention.attention_head_size,
         attention.scaling,
         (attended.LayerNorm.eps, output.LayerNorm.eps),
         (drops[0], drops[1], drops[2]),
     )
+
+
+def weights_of(layer: Any) -> Weights:
+    attention, attended, inner, output = layer.attention.self, layer.attention.output, layer.intermediate, layer.output
     parts = (
         attention.query, attention.key, attention.value, attended.dense, attended.LayerNorm, inner.dense, output.dense,
         output.LayerNorm,
     )  # fmt: skip
-    return shape, Weights(*(tensor for part in parts for tensor in (part.weight, part.bias)))
+    return Weights(*(tensor for part in parts for tensor in (part.weight, part.bias)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -35,6 +35,18 @@ class Runtime(Protocol):
     def shapes(self) -> Shapes: ...
 
     def run(self, batch: Batch) -> dict[str, Array]: ...
+
+
+@runtime_checkable
+class Freezes(Protocol):
+    """A runtime that answers quicker with weights that nobody changes any more."""
+
+    def frozen(self) -> Runtime: ...
+
+
+def frozen(runtime: Runtime) -> Runtime:
+    """`runtime` for somebody who answers for long with what it is now, as a server does."""
+    return runtime.frozen() if isinstance(runtime, Freezes) else runtime
 
 
 def predict(

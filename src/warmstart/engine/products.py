@@ -32,6 +32,19 @@ def affine_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return F.gelu(affine(x, weight, bias))
 
 
+def prepacked(weight: Tensor) -> Tensor:
+    """A copy of a weight (out, in) in oneDNN's own layout, which `affine` and `affine_gelu` read where `is_prepackable`
+    says so, and no other operation reads."""
+    copy: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach())
+    return copy
+
+
+def is_prepackable(x: Tensor) -> bool:
+    """Whether `affine` multiplies `x` by weights in oneDNN's own layout. Given others, it brings them into that layout
+    at every call: 3 of the 10 ms that MiniLM's products take for a text of 28 tokens, 10 of 190 for 32 texts."""
+    return x.device.type == "cpu" and _on_onednn(x)
+
+
 def rounded_rows(x: Tensor) -> int:
     """With how many rows a product of `x` (T, in) is best computed: T below 32, else less than a sixteenth more.
 

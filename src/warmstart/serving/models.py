@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from warmstart.engine import frozen
 from warmstart.errors import DataError, UsageError, WarmstartError
 from warmstart.pipeline import Pipeline
 from warmstart.rows import Row, texts
@@ -41,7 +42,7 @@ class Served:
         self._metrics, self._encoding = metrics, encoding
         self._queue = FairQueue(limits.queue_tokens, told=lambda why: metrics.dropped(name, why))
         self._worker = Worker(
-            name, self.task, pipeline.runtime, self._queue,
+            name, self.task, frozen(pipeline.runtime), self._queue,
             budget=limits.batch_tokens, pool=decoding, metrics=metrics,
         )  # fmt: skip
         self._lock = threading.Lock()
