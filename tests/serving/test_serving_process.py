@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -18,7 +19,7 @@ import warmstart as ws
 from support.serving import KEY, LIGHT, eventually, numpy_pipeline, serving
 from warmstart.cli.main import run
 from warmstart.errors import UsageError
-from warmstart.serving.server import served_name
+from warmstart.serving.server import Server, served_name
 from warmstart.tasks import as_dict
 
 TEXTS = ["I love this film, it is wonderful and warm.", "A dull, tired plot.", "bad", "naïve 日本語"]
@@ -131,6 +132,21 @@ def test_a_port_that_is_taken_and_a_name_that_is_none() -> None:
     with pytest.raises(UsageError) as error:
         ws.serve({}, port=0)
     assert error.value.code == "models-none"
+
+
+def test_garbage_is_not_looked_for_among_libraries_and_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    left_out = [gc.get_freeze_count()]
+
+    def join(server: Server, seconds: float | None = None) -> bool:
+        left_out.append(gc.get_freeze_count())
+        server._socket.close()
+        return True
+
+    monkeypatch.setattr(Server, "start", lambda server: None)
+    monkeypatch.setattr(Server, "join", join)
+    ws.serve({"reviews": numpy_pipeline()}, port=0)
+    assert left_out[1] > left_out[0] + 10_000
+    assert gc.get_freeze_count() == left_out[0]
 
 
 def test_models_are_served_under_the_last_part_of_their_name() -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import signal
 import socket
 import threading
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
@@ -119,7 +120,7 @@ def serve(
     pipelines = models if isinstance(models, Mapping) else {served_name(models.name): models}
     server = Server(pipelines, host=host, port=port, api_keys=api_keys, allowed_hosts=allowed_hosts, limits=limits)
     stops = _Stops(server)
-    with stops:
+    with stops, _settled_heap():
         server.start()
         log.info("serving %s on %s", ", ".join(pipelines), server.url)
         while not server.join(0.5):  # short, so that a signal's handler gets its turn
@@ -133,6 +134,20 @@ def served_name(name: str) -> str:
     parts = [part for part in str(name).replace("\\", "/").split("/") if part not in ("", ".", "..", "model")]
     last = (parts[-1] if parts else "model").partition("@")[0].removeprefix("pkg:")
     return last if NAME.fullmatch(last) else "model"
+
+
+@contextmanager
+def _settled_heap() -> Iterator[None]:
+    """Until the block ends, garbage is not looked for among the objects that are there when it begins.
+
+    Libraries and models are some 400,000 of them. Looking through them stopped a server for 0.4 s, every 15 s of load.
+    """
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 class _Stops:
