@@ -16,11 +16,13 @@ import pytest
 import torch
 
 import warmstart as ws
-from warmstart.engine import torch_runtime
+from warmstart.batching import Shapes
+from warmstart.engine import frozen, products, run_batch, torch_runtime
 from warmstart.engine.devices import available, resolve
 from warmstart.engine.runtime_torch import TorchRuntime, to_tensors
 from warmstart.errors import UsageError, WarmstartError
 from warmstart.features import Batch, Feature
+from warmstart.rows import Row
 from warmstart.tasks import as_dict
 
 
@@ -45,6 +47,15 @@ class Net(torch.nn.Module):
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
         self.during(self)
         return {"y": self.frozen(self.drop(x)).half(), "n": x.sum(1).long(), "grad": torch.tensor([x.requires_grad])}
+
+
+class Graph:
+    """A runtime of another kind."""
+
+    device, shapes = "cpu", Shapes(512)
+
+    def run(self, batch: Batch) -> dict[str, np.ndarray]:
+        raise AssertionError("nothing is run")
 
 
 def batch(value: float = 1.0) -> Batch:
@@ -96,6 +107,28 @@ def test_each_module_gets_its_mode_back() -> None:
     net.drop.train()  # a part that trains in a model that does not
     assert (runtime(net).run(batch())["y"] == 1).all()
     assert (net.training, net.drop.training) == (False, True)
+
+
+def test_a_frozen_runtime_answers_alike_and_leaves_the_persons_model_alone(
+    tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(products, "_onednn_is_quicker", lambda: True)
+    pipe = ws.load(tiny("bert"), device="cpu")
+    live = pipe.runtime
+    assert isinstance(live, TorchRuntime)
+    pipe.model.train()
+    modes = [module.training for module in pipe.model.modules()]
+    fixed = frozen(live)
+    assert isinstance(fixed, TorchRuntime) and fixed.model is not live.model
+    texts = ["good", "a dull and tired plot", "warm"]
+    features = list(pipe.task.encode([Row({"text": text}) for text in texts]))
+    for one, other in zip(*(run_batch(pipe.task, each, features) for each in (live, fixed)), strict=True):
+        np.testing.assert_allclose(one["logits"], other["logits"], atol=1e-5)
+    assert [module.training for module in pipe.model.modules()] == modes
+    assert not any(module.training for module in fixed.model.modules())
+    monkeypatch.setattr(products, "_onednn_is_quicker", lambda: False)
+    assert frozen(live) is live  # where nothing is gained
+    assert frozen(graph := Graph()) is graph  # a runtime that knows of no such thing
 
 
 def test_modes_come_back_after_an_error() -> None:

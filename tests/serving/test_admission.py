@@ -7,10 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 import warmstart as ws
 from support.serving import numpy_pipeline, wait_ready
+from warmstart.engine import prepacked_layer, products
+from warmstart.engine.layer_inference import infer
 from warmstart.rows import Row
 from warmstart.serving.limits import Limits
 from warmstart.serving.metrics import Metrics
@@ -39,6 +42,22 @@ def test_probes_do_not_change_what_speed_was_measured() -> None:
         for _ in range(5):
             asyncio.run(served.probe())
         assert served._worker.seconds(1000) == before
+
+
+def test_a_server_answers_from_weights_laid_out_once(
+    tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(products, "_onednn_is_quicker", lambda: True)
+    packed = list[Any]()
+    monkeypatch.setattr(prepacked_layer, "infer", lambda *given: packed.append(given) or infer(*given))
+    pipe = ws.load(tiny("bert"), device="cpu")
+    expected = pipe("a dull and tired plot").scores
+    assert not packed
+    with Server({"reviews": pipe}, port=0) as server:
+        wait_ready(server.url)
+        answer = httpx.post(f"{server.url}/v1/predict/reviews", json="a dull and tired plot", trust_env=False).json()
+    assert packed
+    assert answer["scores"] == pytest.approx(expected, abs=1e-5)
 
 
 def test_a_probe_generates_one_token(tiny: Callable[..., Path]) -> None:

@@ -40,14 +40,14 @@ class Weights(NamedTuple):
 
 
 def read(layer: Any, pack: Pack) -> tuple[Shape, Weights]:
-    return shape_of(layer, pack), weights_of(layer)
+    return shape_of(layer, pack.blocks()), weights_of(layer)
 
 
-def shape_of(layer: Any, pack: Pack) -> Shape:
+def shape_of(layer: Any, blocks: Sequence[tuple[int, int, int]]) -> Shape:
     attention, attended, output = layer.attention.self, layer.attention.output, layer.output
     drops = [each.dropout.p if each.dropout.training else 0.0 for each in (attention, attended, output)]
     return Shape(
-        pack.blocks(),
+        blocks,
         attention.attention_head_size,
         attention.scaling,
         (attended.LayerNorm.eps, output.LayerNorm.eps),

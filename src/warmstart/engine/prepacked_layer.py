@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from warmstart.engine.layer_inference import infer
-from warmstart.engine.layer_weights import Weights, shape_of, weights_of
+from warmstart.engine.layer_weights import Shape, Weights, shape_of, weights_of
 from warmstart.engine.packed_layer import PackedLayer, why_stock
 from warmstart.engine.packing import Pack
 from warmstart.engine.products import is_prepackable
@@ -29,18 +29,18 @@ class PrepackedLayer:
     """Stands in for a BERT layer's `forward`, as `PackedLayer` does, which answers what this does not fit."""
 
     forward: PackedLayer
+    shape: Shape  # of no pack yet
     weights: Weights  # those in `_MULTIPLIED` for `affine` alone
 
     def __call__(
         self, hidden_states: Tensor, attention_mask: Tensor | None = None, *args: Any, **kwargs: Any
     ) -> Tensor:
         pack: Pack | None = kwargs.get("pack")
-        layer = self.forward.layer
-        only_answers = not (layer.training or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"))
+        only_answers = not (self.forward.layer.training or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"))
         if pack is None or not only_answers or not is_prepackable(hidden_states):
             return self.forward(hidden_states, attention_mask, *args, **kwargs)
         firsts = pack.firsts() if self.forward.first_token and kwargs.get("first_token_only") else None
-        return infer(hidden_states[0], firsts, shape_of(layer, pack), self.weights)[None]
+        return infer(hidden_states[0], firsts, self.shape._replace(blocks=pack.blocks()), self.weights)[None]
 
 
 def prepacked(model: nn.Module) -> nn.Module:
@@ -56,7 +56,7 @@ def prepacked(model: nn.Module) -> nn.Module:
                 name: laid_out(weight) if name in _MULTIPLIED else weight
                 for name, weight in weights_of(layer)._asdict().items()
             }
-            layer.forward = PrepackedLayer(vars(layer)["forward"], Weights(**weights))
+            layer.forward = PrepackedLayer(vars(layer)["forward"], shape_of(layer, ()), Weights(**weights))
         return twin
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -50,11 +50,15 @@ class EvalMode:
 
 @dataclass(frozen=True)
 class TorchRuntime:
-    """Runs batches through `model`, which stays the person's own object: its mode is restored after each batch."""
+    """Runs batches through `model`, which stays the person's own object: its mode is restored after each batch.
+
+    `in_eval`: it is nobody's but ours, and in eval mode for good.
+    """
 
     model: torch.nn.Module
     task: Task
     device: str
+    in_eval: bool = False
     _mode: EvalMode = field(default_factory=EvalMode, init=False, repr=False, compare=False)
 
     @property
@@ -68,16 +72,20 @@ class TorchRuntime:
         What is changed in `model` afterwards, this one sees in part or not at all. It takes the memory of its layers'
         weights once more, and shares all else.
         """
-        return TorchRuntime(prepacked(self.model), self.task, self.device)
+        model = prepacked(self.model)
+        return self if model is self.model else TorchRuntime(model.eval(), self.task, self.device, in_eval=True)
 
     def run(self, batch: Batch) -> dict[str, Array]:
         """Each output of `task.infer` as a float32 (or integer) array whose first axis is the batch's features.
 
         Raises MemoryError where the device has not enough memory for the batch.
         """
-        with _lack_of_memory_said(), torch.inference_mode(), self._mode.of(self.model):
+        with _lack_of_memory_said(), torch.inference_mode(), self._eval():
             outputs = self.task.infer(self.model, to_tensors(batch, self.device))
             return {name: _to_array(output) for name, output in outputs.items()}
+
+    def _eval(self) -> AbstractContextManager[None]:
+        return nullcontext() if self.in_eval else self._mode.of(self.model)
 
     def stream(self, batch: Batch) -> Generator[Sequence[Answer]]:
         """The answers of `task.stream` after each token. Between tokens the model is the person's own again.
@@ -91,7 +99,7 @@ class TorchRuntime:
     def _each(self, steps: Iterator[Sequence[Answer]]) -> Generator[Sequence[Answer]]:
         while True:
             # Neither mode may reach over a `yield`: they belong to the thread, which goes on with other things.
-            with _lack_of_memory_said(), torch.inference_mode(), self._mode.of(self.model):
+            with _lack_of_memory_said(), torch.inference_mode(), self._eval():
                 answers = next(steps, None)
             if answers is None:
                 return
