@@ -62,36 +62,9 @@ def test_every_tree_comes_back_through_json(tree: Any) -> None:
     assert _same(unpack(json.loads(json.dumps(values, allow_nan=False)), tensors), tree)
 
 
-@given(rows=st.sets(st.integers(0, 9)), width=st.integers(0, 3))
-def test_a_tensor_of_some_rows_takes_their_place_alone_and_comes_back_whole(rows: set[int], width: int) -> None:
-    values = torch.randn(len(rows), width)
-    values[:1] = -0.0
-    sparse = torch.sparse_coo_tensor(
-        torch.tensor([sorted(rows)]), values, (10, width), is_coalesced=True, check_invariants=True
-    )
-    packed, tensors = pack({"moment": sparse, "moment.rows": torch.ones(2)})
-    assert sum(tensor.numel() for tensor in tensors.values()) == len(rows) * (width + 1) + 2
-    back = unpack(json.loads(json.dumps(packed)), tensors)
-    dense = torch.zeros(10, width)
-    dense[sorted(rows)] = values
-    assert _same(back["moment"], dense) and _same(back["moment.rows"], torch.ones(2))
-
-
-@pytest.mark.parametrize(
-    ("rows", "length"),
-    [([0, 3], 3), ([-1, 0], 3), ([1, 0], 3), ([1, 1], 3), ([0], 3), ([[0, 1]], 3), ([0.0, 1.0], 3), ([0, 1], "3")],
-)
-def test_rows_that_cannot_be_are_refused(rows: list[Any], length: Any) -> None:
-    with pytest.raises(ValueError, match="not where they can be"):
-        unpack({"$rows": ["r", "v", length]}, {"r": torch.tensor(rows), "v": torch.zeros(2, 4)})
-    assert unpack({"$rows": ["r", "v", 3]}, {"r": torch.tensor([0, 2]), "v": torch.ones(2, 4)}).sum() == 8
-
-
 def test_what_is_no_plain_value_is_refused_by_its_place() -> None:
     with pytest.raises(TypeError, match=r"state\.0\.step is of type set"):
         pack({"state": {0: {"step": {1}}}})
-    with pytest.raises(TypeError, match=r"a tensor of torch\.float32, torch\.sparse_coo, which no file holds"):
-        pack(torch.eye(3).to_sparse())  # two sparse axes
 
 
 TENSORS = {

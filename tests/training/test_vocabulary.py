@@ -17,14 +17,14 @@ import warmstart as ws
 from support.models import FAMILIES
 from support.runs import FAST, reviews, weights_sha256
 from warmstart.rows import texts
-from warmstart.training import vocabulary
+from warmstart.training import snapshots, vocabulary
 from warmstart.training.batches import Batches, make_batches
 from warmstart.training.config import TrainConfig
 from warmstart.training.loop import Schedule, Step, fit
 from warmstart.training.optimizers import adamw, scheduler
 from warmstart.training.snapshots import read_snapshot
 from warmstart.training.state_files import pack
-from warmstart.training.vocabulary import WordTable, looked_up, why_whole, word_table
+from warmstart.training.vocabulary import WordTable, looked_up, whole_state, why_whole, word_table
 from warmstart.verbs.verify_resume import verify_resume
 from warmstart.verbs.weights import differing_tensors
 
@@ -74,8 +74,13 @@ def test_every_bit_is_that_of_the_whole_table(
         for lines in ((run.path / "metrics.jsonl").read_text().splitlines() for run in (part, whole))
     ]
     assert numbers[0] == numbers[1]
+    decays = ws.TrainConfig(**config).layer_decay
+    optimizer = adamw(whole.pipeline.model, learning_rate=1e-3, weight_decay=0.0, layer_decay=decays)
     for snapshot in sorted(path.name for path in (whole.path / "checkpoints").glob("step-*")):
-        states = [read_snapshot(run.path / "checkpoints" / snapshot).state.optimizer for run in (part, whole)]
+        states = [
+            whole_state(read_snapshot(run.path / "checkpoints" / snapshot).state.optimizer, optimizer)
+            for run in (part, whole)
+        ]
         values, tensors = zip(*map(pack, states), strict=True)
         assert values[0] == values[1] and tensors[0].keys() == tensors[1].keys()
         for one, other in ((tensors[0][name], tensors[1][name]) for name in tensors[0]):
@@ -220,10 +225,11 @@ def test_the_model_is_itself_again_whatever_ends_the_block(tiny: Callable[..., P
             pipe.model.eval()
             every = torch.arange(len(before))
             assert torch.equal(embedding(every), weight) and torch.isfinite(weight).all()
-            state = table.optimizer_state()["state"]
+            saved = table.optimizer_state()
+            kept = [moment for of in saved["state"].values() for moment in of.values() if isinstance(moment, dict)]
+            seen.extend(tuple(moment["values"].shape) for moment in kept)
+            state = whole_state(saved, optimizer)["state"]
             assert sum(moment.shape == before.shape for of in state.values() for moment in of.values()) == 2
-            kept = [moment for of in state.values() for moment in of.values() if moment.is_sparse]
-            seen.extend(tuple(moment.values().shape) for moment in kept)
         seen.append(tuple(weight.shape))
         if step.step == 3:
             raise KeyError("the end")
@@ -240,6 +246,63 @@ def test_the_model_is_itself_again_whatever_ends_the_block(tiny: Callable[..., P
     assert embedding.weight is weight and weight.shape == before.shape and weight.data_ptr() == place
     assert embedding.padding_idx == padding and not embedding._forward_pre_hooks and weight.grad is None
     assert not optimizer._optimizer_step_post_hooks and not torch.equal(weight, before)
+
+
+@pytest.mark.usefixtures("cut")
+def test_a_snapshot_of_before_whose_moments_are_whole_is_gone_on_from(
+    tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peace = _train(tiny("bert"), tmp_path / "peace")
+
+    def interrupt(progress: Any) -> None:
+        if progress.step.step == 7:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(snapshots, "FORMAT", 1)
+    by_rows = WordTable.optimizer_state
+
+    def whole(table: WordTable) -> dict[str, Any]:
+        with table.whole():
+            return whole_state(by_rows(table), table._optimizer)
+
+    monkeypatch.setattr(WordTable, "optimizer_state", whole)
+    with pytest.raises(KeyboardInterrupt):
+        _train(tiny("bert"), tmp_path / "r", progress=interrupt)
+    monkeypatch.undo()
+    monkeypatch.setattr(vocabulary, "WORTH", 1)
+    [kept] = (tmp_path / "r" / "checkpoints").glob("step-*")
+    assert json.loads((kept / "training_state/state.json").read_text())["format"] == 1
+    resumed = _train(tiny("bert"), tmp_path / "r")
+    starts = [json.loads(line) for line in (resumed.path / "attempts.jsonl").read_text().splitlines()]
+    assert [line["began_at"] for line in starts if "began_at" in line] == [0, 4]
+    assert weights_sha256(resumed) == weights_sha256(peace)
+
+
+@pytest.mark.parametrize(
+    "moments",
+    [
+        {"rows": [0, 3], "values": [[1.0, 1], [1, 1]]},
+        {"rows": [-1, 0], "values": [[1.0, 1], [1, 1]]},
+        {"rows": [0], "values": [[1.0, 1], [1, 1]]},
+        {"rows": [0, 1], "values": [[1.0], [1]]},
+        {"rows": [0.0, 1], "values": [[1.0, 1], [1, 1]]},
+        {"rows": [[0, 1]], "values": [[1.0, 1], [1, 1]]},
+    ],
+)
+def test_rows_that_are_not_the_tables_are_refused(moments: dict[str, Any]) -> None:
+    weight = torch.nn.Parameter(torch.zeros(3, 2))
+    optimizer = torch.optim.AdamW([weight])
+
+    def loaded(moments: dict[str, Any], place: int = 0) -> Any:
+        tensors = {name: torch.tensor(value) for name, value in moments.items()}
+        return whole_state({"state": {place: {"exp_avg": tensors}}, "param_groups": []}, optimizer)["state"]
+
+    healthy = {"rows": [0, 2], "values": [[1.0, -0.0], [1, 1]]}
+    assert loaded(healthy)[0]["exp_avg"].tolist() == [[1, 0], [0, 0], [1, 1]]
+    assert whole_state({"kept": 1}, optimizer) == {"kept": 1}  # somebody's own optimizer
+    for call in (lambda: loaded(moments), lambda: loaded(healthy, place=1)):
+        with pytest.raises(ValueError, match="are not those of a tensor of shape"):
+            call()
 
 
 @pytest.mark.usefixtures("cut")

@@ -30,7 +30,7 @@ from warmstart.training.state_files import pack, read_tensors, read_values, unpa
 
 STATE = "training_state/state.json"
 OPTIMIZER = "training_state/optimizer.safetensors"
-FORMAT, READ = 2, (1, 2)  # 1 had no sparse tensors
+FORMAT, READ = 2, (1, 2)  # in 1 the moments of a word table were whole
 _TREES = ("optimizer", "scheduler", "scaler", "recipes")  # the fields of a state that hold tensors
 
 

@@ -2,8 +2,7 @@
 
 An optimizer's or scheduler's `state_dict()` is dicts, lists, tuples, numbers, texts and tensors. `pack` takes such a
 tree apart into JSON, in which each tensor is a name, and the tensors by these names; `unpack` puts it together again.
-Floats keep every bit: JSON holds their shortest text that reads back as the same number. A tensor of which only some
-rows are not zero may come as a sparse one, and takes the place of these rows alone.
+Floats keep every bit: JSON holds their shortest text that reads back as the same number.
 """
 
 from __future__ import annotations
@@ -31,31 +30,24 @@ _DTYPES = {
 def pack(tree: Any) -> tuple[Any, dict[str, torch.Tensor]]:
     """JSON-able values for `tree`, and its tensors by the names that stand there for them.
 
-    Raises TypeError for a value that is none of None, bool, int, float, str, list, tuple, dict, dense tensor, and
-    coalesced sparse tensor whose one sparse axis is the first.
+    Raises TypeError for a value that is none of None, bool, int, float, str, list, tuple, dict and dense tensor.
 
     >>> pack({0: {"step": torch.tensor(2.0)}, "betas": (0.9, 0.999)})
     ({'$items': [[0, {'step': {'$tensor': '0.step'}}], ['betas', {'$tuple': [0.9, 0.999]}]]}, {'0.step': tensor(2.)})
     """
     tensors: dict[str, torch.Tensor] = {}
 
-    def named(value: torch.Tensor, name: str) -> str:
-        while name in tensors:  # {"a": {"b": …}} and {"a.b": …} have one path
-            name += "'"
-        tensors[name] = value
-        return name
-
     def walk(value: Any, path: str) -> Any:
         if isinstance(value, torch.Tensor):
-            by_row = value.layout is torch.sparse_coo and value.sparse_dim() == 1 and value.is_coalesced()
-            if value.dtype not in _DTYPES or not (by_row or value.layout is torch.strided):
+            if value.dtype not in _DTYPES or value.layout is not torch.strided:
                 raise TypeError(
                     f"{path or 'the state'} is a tensor of {value.dtype}, {value.layout}, which no file holds"
                 )
-            if not by_row:
-                return {"$tensor": named(value, path)}
-            rows, values = named(value.indices()[0], f"{path}.rows"), named(value.values(), path)
-            return {"$rows": [rows, values, len(value)]}
+            name = path
+            while name in tensors:  # {"a": {"b": …}} and {"a.b": …} have one path
+                name += "'"
+            tensors[name] = value
+            return {"$tensor": name}
         if value is None or isinstance(value, bool | int | str):
             return value
         if isinstance(value, float):
@@ -75,8 +67,7 @@ def pack(tree: Any) -> tuple[Any, dict[str, torch.Tensor]]:
 
 
 def unpack(values: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
-    """The inverse of `pack`, but that sparse tensors come back dense. Raises KeyError for a tensor that is not there,
-    ValueError for one whose rows are not."""
+    """The inverse of `pack`. Raises KeyError for a tensor that is not there."""
     if isinstance(values, list):
         return [unpack(item, tensors) for item in values]
     if not isinstance(values, dict):
@@ -84,8 +75,6 @@ def unpack(values: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
     match values:
         case {"$tensor": name}:
             return tensors[name]
-        case {"$rows": [rows, name, length]}:
-            return _dense(tensors[rows], tensors[name], length)
         case {"$float": text}:
             return float(text)
         case {"$tuple": items}:
@@ -93,15 +82,6 @@ def unpack(values: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
         case {"$items": items}:
             return {key: unpack(item, tensors) for key, item in items}
     return {key: unpack(item, tensors) for key, item in values.items()}
-
-
-def _dense(rows: torch.Tensor, values: torch.Tensor, length: Any) -> torch.Tensor:
-    """`values` (N, …) at `rows` (N,), rising, of a tensor of `length` rows; the others are zeros."""
-    fits = isinstance(length, int) and rows.dtype == torch.int64 and rows.shape == values.shape[:1]
-    if not fits or (len(rows) and not (rows[0] >= 0 and rows[-1] < length and (rows.diff() > 0).all())):
-        raise ValueError(f"rows of a tensor of {length} rows are not where they can be")
-    # Not `to_dense`, which adds to zeros: -0.0 would be 0.0.
-    return values.new_zeros(length, *values.shape[1:]).index_copy_(0, rows, values)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> str:

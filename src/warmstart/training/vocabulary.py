@@ -10,7 +10,7 @@ run is resumed exactly, with or without this.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -30,6 +30,7 @@ log = logging.getLogger("warmstart")
 WORTH = 2**20
 _IDS = "input_ids"
 _MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's, in the table's shape
+_ROWS, _VALUES = "rows", "values"  # of moments in a state, where the others are zero
 _BLOCK = 65_536  # numbers that stay in a processor's cache while all factors pass over them
 
 
@@ -98,18 +99,14 @@ class WordTable:
             weight.data, self._is_whole = rows, False
 
     def optimizer_state(self) -> dict[str, Any]:
-        """The optimizer's `state_dict()`, with the moments of the whole table: sparse, for those of rows left out are
-        zero."""
+        """The optimizer's `state_dict()`; the table's moments in it are some `rows` and their `values`: all others are
+        zero. `whole_state` puts them together."""
         weight = self._embedding.weight
         own = self._optimizer.state.get(weight)
         if self._all is None or not own:
             return self._optimizer.state_dict()
-        whole = self._all.shape
         self._optimizer.state[weight] = {
-            name: torch.sparse_coo_tensor(self._ids[None], value, whole, is_coalesced=True, check_invariants=True)
-            if name in _MOMENTS
-            else value
-            for name, value in own.items()
+            name: {_ROWS: self._ids, _VALUES: value} if name in _MOMENTS else value for name, value in own.items()
         }
         try:
             return self._optimizer.state_dict()
@@ -145,6 +142,40 @@ class WordTable:
                 "optimizer=lambda params: torch.optim.AdamW(params, lr=1e-4)",
             )
         return (places, *args[1:])
+
+
+def whole_state(state: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """What `WordTable.optimizer_state` gave, with all moments in the shape of `optimizer`'s parameters, as its
+    `load_state_dict` takes them. Any other `state_dict()` stays as it is.
+
+    Raises ValueError for rows that are not those of the parameter.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    by_rows = [
+        (place, name)
+        for place, of in state.get("state", {}).items()
+        for name in _MOMENTS
+        if isinstance(of, Mapping) and _is_by_rows(of.get(name))
+    ]
+    whole = dict(state)
+    for place, name in by_rows:
+        of = whole["state"][place]
+        moments = _whole(of[name], parameters, place)
+        whole["state"] = {**whole["state"], place: {**of, name: moments}}
+    return whole
+
+
+def _is_by_rows(moments: Any) -> bool:
+    return isinstance(moments, dict) and moments.keys() == {_ROWS, _VALUES}
+
+
+def _whole(moments: Mapping[str, Tensor], parameters: list[Tensor], place: int) -> Tensor:
+    rows, values = moments[_ROWS], moments[_VALUES]
+    shape = parameters[place].shape if place < len(parameters) else torch.Size()
+    fits = rows.dtype == torch.int64 and rows.ndim == 1 and values.shape == (len(rows), *shape[1:]) and len(shape) > 0
+    if not fits or (len(rows) and not (rows.min() >= 0 and rows.max() < shape[0])):
+        raise ValueError(f"rows of parameter {place} are not those of a tensor of shape {tuple(shape)}")
+    return values.new_zeros(shape).index_copy_(0, rows, values)
 
 
 def word_table(

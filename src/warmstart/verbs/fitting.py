@@ -42,7 +42,7 @@ from warmstart.training.stopping import Stop, listening
 from warmstart.training.threads import threads
 from warmstart.training.top_layers import training_top
 from warmstart.training.trained_weights import TrainedWeights
-from warmstart.training.vocabulary import word_table
+from warmstart.training.vocabulary import whole_state, word_table
 from warmstart.verbs.evaluate import evaluate_rows
 from warmstart.verbs.kept_evaluation import NAME as EVALUATION
 from warmstart.verbs.kept_evaluation import read_evaluation, to_bytes
@@ -97,11 +97,11 @@ class Fitting:
         state = snapshot.state
         try:
             self.weights.load(snapshot.path, state.recipes)
-            self.optimizer.load_state_dict(dict(state.optimizer))
+            self.optimizer.load_state_dict(whole_state(state.optimizer, self.optimizer))
             self.scheduler.load_state_dict(dict(state.scheduler))
             if self.guards.scaler is not None:
                 self.guards.scaler.load_state_dict(dict(state.scaler))
-        except (ValueError, KeyError, TypeError, RuntimeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
             raise CheckpointError(
                 "state-unfit",
                 f"the optimizer's state in the snapshot is not that of this model: {error}",
