@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from warmstart.engine.layer_inference import infer
 from warmstart.rows import Row
 from warmstart.serving.limits import Limits
 from warmstart.serving.metrics import Metrics
-from warmstart.serving.models import Models
+from warmstart.serving.models import Models, Served
+from warmstart.serving.queue import Job
 from warmstart.serving.refusal import Refusal
 from warmstart.serving.server import Server
 
@@ -32,6 +34,24 @@ def test_a_client_that_fills_the_room_of_the_tokenizer_locks_nobody_else_out() -
     assert served._take_room(rows, "small") == 100
     with pytest.raises(Refusal, match="queue-full"):
         served._take_room(rows, "small")
+
+
+def test_many_clients_together_wait_no_longer_than_one_may() -> None:
+    """Each with a request that alone would find room; a small one still does."""
+    models = Models({"reviews": numpy_pipeline()}, Limits(queue_seconds=0.5), Metrics())
+    served = models.served["reviews"]  # its worker does not run, and takes itself for one of 5,000 tokens a second
+    for number in range(3):
+        served._put(encoded(served, f"client {number}", texts=10))
+    with pytest.raises(Refusal, match="queue-full") as refused:
+        served._put(encoded(served, "another", texts=10))
+    assert refused.value.headers["Retry-After"] == "1"
+    served._put(encoded(served, "small", texts=1))
+
+
+def encoded(served: Served, client: str, *, texts: int) -> Job:
+    """Of a hundred tokens a text."""
+    rows = [Row({"text": "good " * 98})] * texts
+    return Job(client, rows, time.monotonic() + 60, list(served.task.encode(rows)))
 
 
 def test_probes_do_not_change_what_speed_was_measured() -> None:

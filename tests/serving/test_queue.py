@@ -98,6 +98,28 @@ def test_whoever_fills_the_queue_locks_no_other_client_out() -> None:
         waiting.put(job("small", 1))
 
 
+def test_many_clients_together_find_no_more_room_than_it_has_once_more() -> None:
+    waiting, _ = queue(5_000)
+    for number in range(10):
+        waiting.put(job(str(number), 1_000))
+    with pytest.raises(QueueFullError):
+        waiting.put(job("another", 1_000))
+    waiting.put(job("probe", 3), beyond=True)
+    assert waiting.tokens == 10_003
+
+
+def test_what_is_ahead_of_a_job_grows_with_its_own_tokens_and_the_number_of_clients() -> None:
+    waiting, _ = queue()
+    for client in "abc":
+        waiting.put(job(client, *[10] * 10))
+    assert [waiting.ahead("new", tokens) for tokens in (0, 10, 50, 1_000)] == [0, 30, 150, 300]
+    assert [waiting.ahead("a", tokens) for tokens in (0, 10)] == [300, 300]
+    small, _ = queue()
+    small.put(job("a", 10))
+    small.put(job("b", *[10] * 10))
+    assert [small.ahead("a", tokens) for tokens in (0, 10, 1_000)] == [20, 30, 110]
+
+
 def test_what_is_ahead_of_a_client_is_its_own_and_as_much_of_each_other() -> None:
     waiting, _ = queue()
     assert waiting.ahead("a") == 0

@@ -141,6 +141,9 @@ class Served:
                     del self._being_encoded[job.client]
 
     def _put(self, job: Job, *, beyond: bool = False) -> None:
+        ahead = self._queue.ahead(job.client, job.waiting_tokens())
+        if not beyond and self._worker.seconds(ahead) > self.limits.queue_seconds:
+            raise overloaded(self._retry_after())
         try:
             self._queue.put(job, beyond=beyond)
         except QueueFullError:

@@ -23,7 +23,8 @@ from warmstart.serving.refusal import too_late
 
 # Tokens after which a client's next request has its turn.
 _TURN = 256
-# Tokens of a client with nothing waiting that find room where others fill the queue: who fills it locks nobody out.
+# Tokens of a client with nothing waiting that find room where others fill the queue: who fills it locks nobody out. All
+# of these together are no more than the queue holds.
 _RESERVED = 1024
 
 
@@ -124,10 +125,12 @@ class FairQueue:
     def full(self) -> bool:
         return self._tokens >= self.most_tokens
 
-    def ahead(self, client: str) -> int:
-        """Tokens that are run before those of a new job of this client: its own, as many of each other, at most all."""
+    def ahead(self, client: str, tokens: int = 0) -> int:
+        """Tokens that are run before a new job of this client, of so many tokens, is done: its client's, and as many
+        as those and its own of each other client, at most all."""
         found = self._clients.get(client)
-        return 0 if found is None else min(self._tokens, found.tokens * len(self._clients))
+        own, others = (found.tokens, len(self._clients) - 1) if found is not None else (0, len(self._clients))
+        return min(self._tokens, own + (own + tokens) * others)
 
     def put(self, job: Job, *, beyond: bool = False) -> None:
         """Raises QueueFullError where its tokens would be too many, unless `beyond` or a small job of a client with
@@ -137,8 +140,8 @@ class FairQueue:
             if self._closed:
                 raise QueueClosedError
             client = self._clients.get(job.client)
-            room = beyond or (client is None and tokens <= _RESERVED <= self.most_tokens)
-            if not room and self._tokens + tokens > self.most_tokens:
+            reserved = client is None and tokens <= _RESERVED <= self.most_tokens
+            if not beyond and self._tokens + tokens > self.most_tokens * (2 if reserved else 1):
                 raise QueueFullError
             if client is None:
                 client = self._clients[job.client] = _Client(served=self._clock)
