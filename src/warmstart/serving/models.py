@@ -10,17 +10,19 @@ import re
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from warmstart.engine import frozen
 from warmstart.errors import DataError, UsageError, WarmstartError
+from warmstart.features import Feature
 from warmstart.pipeline import Pipeline
 from warmstart.rows import Row, texts
+from warmstart.serving.encoding import Turns, encode_in_turns, most_characters
 from warmstart.serving.limits import Limits
 from warmstart.serving.metrics import Metrics
-from warmstart.serving.queue import FairQueue, Job, QueueClosedError, QueueFullError
+from warmstart.serving.queue import RESERVED, FairQueue, Job, QueueClosedError, QueueFullError, useless
 from warmstart.serving.refusal import Refusal, overloaded, too_late, unavailable
 from warmstart.serving.worker import Worker
 
@@ -34,7 +36,7 @@ class Served:
     """One pipeline behind a queue. `ready` is False until a row went all the way, and after the worker died."""
 
     def __init__(
-        self, name: str, pipeline: Pipeline, limits: Limits, *, metrics: Metrics, encoding: ThreadPoolExecutor,
+        self, name: str, pipeline: Pipeline, limits: Limits, *, metrics: Metrics, encoding: Turns,
         decoding: ThreadPoolExecutor,
     ) -> None:  # fmt: skip
         self.name, self.pipeline, self.task, self.limits = name, pipeline, pipeline.task, limits
@@ -104,33 +106,43 @@ class Served:
             raise too_late("the deadline had passed when the request came")
         self.check_room(client)
         job = Job(client=client, rows=rows, deadline=deadline)
-        self._encoding.submit(self._admit, job, self._take_room(rows, client))
+        self._encoding.submit(client, self._admit(job, self._take_room(rows, client)))
         return await _answer(job)
 
     def _take_room(self, rows: Sequence[Row], client: str) -> int:
-        """Count rows that wait for their tokens against the queue, unless they are their client's first; `_admit` gives
-        back what this returns."""
-        size = sum(len(value) for row in rows for value in row.values() if isinstance(value, str | list))
-        size = max(1, min(size // _CHARACTERS_A_TOKEN, self.limits.queue_tokens))
+        """Count rows that wait for their tokens against the queue; `_admit` gives back what this returns. A client's
+        first find more room, and small ones always."""
+        limit = self.limits.queue_tokens
+        size = max(1, min(sum(map(most_characters, rows)) // _CHARACTERS_A_TOKEN, limit))
         with self._lock:
             held = self._being_encoded.total() + self._queue.tokens
-            if self._being_encoded[client] and held + size > 2 * self.limits.queue_tokens:
+            first = not self._being_encoded[client]
+            if held + size > (4 if first else 2) * limit and not (first and size <= RESERVED):
                 raise overloaded(self._retry_after())
             self._being_encoded[client] += size
         return size
 
-    def _admit(self, job: Job, size: int) -> None:
-        """Off the event loop: encode a job's rows and let it wait in the queue. What fails is the job's answer."""
+    def _admit(self, job: Job, size: int) -> Iterator[None]:
+        """Off the event loop, in turns: encode a job's rows and let it wait in the queue. What fails is its answer."""
+        features, tokens, seconds = list[Feature](), 0, 0.0
         try:
-            if job.gone:
+            if not self._waits(job):
                 return
             started = time.monotonic()
-            if started >= job.deadline:  # it waited for a thread
-                raise too_late()
-            if self._queue.closed:
-                raise self._closed()
-            job.features = list(self.task.encode(job.rows))
-            self._metrics.stage(self.name, "encode", time.monotonic() - started)
+            for feature in encode_in_turns(self.task, job.rows):
+                if feature is None:
+                    seconds += time.monotonic() - started
+                    yield
+                    if not self._waits(job):
+                        return
+                    started = time.monotonic()
+                    continue
+                features.append(feature)
+                tokens += feature.length
+                if tokens > self.limits.queue_tokens:
+                    raise self._too_large()
+            job.features = features
+            self._metrics.stage(self.name, "encode", seconds + time.monotonic() - started)
             self._put(job)
         except BaseException as error:
             job.fail(error)
@@ -140,6 +152,25 @@ class Served:
                 if not self._being_encoded[job.client]:
                     del self._being_encoded[job.client]
 
+    def _waits(self, job: Job) -> bool:
+        """Does anybody still wait for a job whose turn it is; counted where not. Raises Refusal "deadline-exceeded",
+        "stopping", "worker-dead"."""
+        if self._queue.closed:
+            raise self._closed()
+        if why := useless(job):
+            self._metrics.dropped(self.name, why)
+        if why == "expired":
+            raise too_late("the deadline passed while the request waited")
+        return not why
+
+    def _too_large(self) -> Refusal:
+        return Refusal(
+            413,
+            "request-too-large",
+            f"the request has more than the {self.limits.queue_tokens:,} tokens that the queue holds",
+            fix="send fewer rows at once",
+        )
+
     def _put(self, job: Job, *, beyond: bool = False) -> None:
         ahead = self._queue.ahead(job.client, job.waiting_tokens())
         if not beyond and self._worker.seconds(ahead) > self.limits.queue_seconds:
@@ -147,13 +178,6 @@ class Served:
         try:
             self._queue.put(job, beyond=beyond)
         except QueueFullError:
-            if (tokens := job.waiting_tokens()) > self.limits.queue_tokens:
-                raise Refusal(
-                    413,
-                    "request-too-large",
-                    f"the request has {tokens:,} tokens, and the queue holds {self.limits.queue_tokens:,}",
-                    fix="send fewer rows at once",
-                ) from None
             raise overloaded(self._retry_after()) from None
         except QueueClosedError:
             raise self._closed() from None
@@ -211,7 +235,7 @@ class Models:
                     value=name,
                     fix="use letters, digits, dots, hyphens and underscores: -m NAME=CHECKPOINT",
                 )
-        self._encoding = ThreadPoolExecutor(2, thread_name_prefix="warmstart-encode")
+        self._encoding = Turns(2, name="warmstart-encode")
         self._decoding = ThreadPoolExecutor(1, thread_name_prefix="warmstart-decode")
         self.served = {
             name: Served(name, pipeline, limits, metrics=metrics, encoding=self._encoding, decoding=self._decoding)
@@ -250,5 +274,5 @@ class Models:
             served.close()
         for served in self.served.values():
             served.join(max(0.0, until - time.monotonic()))
-        self._encoding.shutdown(wait=False)  # what is left in there is refused, as the queues are closed
+        self._encoding.shutdown()  # what is left in there is refused, as the queues are closed
         self._decoding.shutdown(wait=False)

@@ -25,7 +25,7 @@ from warmstart.serving.refusal import too_late
 _TURN = 256
 # Tokens of a client with nothing waiting that find room where others fill the queue: who fills it locks nobody out. All
 # of these together are no more than the queue holds.
-_RESERVED = 1024
+RESERVED = 1024
 
 
 @dataclass(eq=False)
@@ -140,7 +140,7 @@ class FairQueue:
             if self._closed:
                 raise QueueClosedError
             client = self._clients.get(job.client)
-            reserved = client is None and tokens <= _RESERVED <= self.most_tokens
+            reserved = client is None and tokens <= RESERVED <= self.most_tokens
             if not beyond and self._tokens + tokens > self.most_tokens * (2 if reserved else 1):
                 raise QueueFullError
             if client is None:
@@ -189,7 +189,7 @@ class FairQueue:
         self._clock = max(self._clock, served)
         job = client.jobs[0]
         piece = None
-        if why := _useless(job):
+        if why := useless(job):
             self._tokens -= job.waiting_tokens()
             client.tokens -= job.waiting_tokens()
             job.taken = len(job.features)
@@ -224,7 +224,8 @@ class FairQueue:
                 # Its turn comes with nothing to draw: `_next` finds it useless.
 
 
-def _useless(job: Job) -> str:
+def useless(job: Job) -> str:
+    """Why a job need not be run: "departed", "expired", or "failed" where part of it did; "" where it must."""
     if job.gone:
         return "departed" if job.future.cancelled() else "failed"
     return "expired" if time.monotonic() > job.deadline else ""
