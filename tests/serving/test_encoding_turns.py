@@ -22,7 +22,10 @@ from warmstart.serving.metrics import Metrics
 from warmstart.serving.models import Models
 from warmstart.serving.queue import Job
 from warmstart.serving.refusal import Refusal
+from warmstart.tasks.rerank import Rerank
 from warmstart.tasks.text_classification import TextClassification
+from warmstart.tasks.zero_shot_classification import ZeroShotClassification
+from warmstart.tokenization import Encoded, Text, Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +102,23 @@ def test_a_request_too_large_for_the_queue_is_encoded_no_further_than_that() -> 
         asyncio.run(models.served["reviews"].predict(rows, client="a", deadline=time.monotonic() + 20))
     assert refused.value.status == 413
     assert calls == [67]  # of 490 characters each
+
+
+@pytest.mark.parametrize("kind", ["labels", "passages"])
+def test_a_row_of_many_pairs_is_tokenized_no_further_than_that(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    light, encode, counts = numpy_pipeline(), Tokenizer.encode, list[int]()
+
+    def counting(self: Tokenizer, texts: Sequence[Text], **given: Any) -> list[Encoded]:
+        counts.append(len(texts))
+        return encode(self, texts, **given)
+
+    task = ZeroShotClassification(light.tokenizer) if kind == "labels" else Rerank(light.tokenizer)
+    row = Row({"text" if kind == "labels" else "query": "good " * 98, kind: [f"film {n}" for n in range(5_000)]})
+    served = Models({"pairs": dataclasses.replace(light, task=task)}, Limits(queue_tokens=5_000), Metrics()).served
+    monkeypatch.setattr(Tokenizer, "encode", counting)
+    with pytest.raises(Refusal, match="request-too-large"):
+        asyncio.run(served["pairs"].predict([row], client="a", deadline=time.monotonic() + 20))
+    assert 0 < sum(counts) <= 300
 
 
 @pytest.mark.parametrize("reason", ["departed", "expired"])

@@ -133,11 +133,12 @@ class Rerank:
     def encode(self, rows: Sequence[Row], *, train: bool = False) -> Iterator[Feature]:
         if len(self.labels) > 1:
             raise _several_outputs(len(self.labels))
-        places = [(i, k) for i, row in enumerate(rows) for k in range(len(_passages(row)))]
-        pairs = [(text_of(rows[i], "query") or "", _passages(rows[i])[k]) for i, k in places]
+        passages = [_passages(row) for row in rows]
+        places = [(i, k) for i, found in enumerate(passages) for k in range(len(found))]
+        pairs = [(text_of(rows[i], "query") or "", passages[i][k]) for i, k in places]
         labels = [_labels(row) for row in rows] if train else []
         stride = self.stride if self.long_text == "windows" else None
-        encoded = self.tokenizer.encode(pairs, stride=stride, wheres=[rows[i].where for i, _ in places])
+        encoded = self.tokenizer.encode_as_taken(pairs, stride=stride, wheres=[rows[i].where for i, _ in places])
         part = 0
         for (i, k), code in zip(places, encoded, strict=True):
             part = part if k else 0

@@ -132,13 +132,11 @@ class ZeroShotClassification:
             for name in names
         ]
         stride = self.stride if self.long_text == "windows" else None
-        encoded = iter(
-            self.tokenizer.encode(
-                pairs,
-                stride=stride,
-                shorten="first",
-                wheres=[row.where for row, names in zip(rows, candidates, strict=True) for _ in names],
-            )
+        encoded = self.tokenizer.encode_as_taken(
+            pairs,
+            stride=stride,
+            shorten="first",
+            wheres=[row.where for row, names in zip(rows, candidates, strict=True) for _ in names],
         )
         alone = self.tokenizer.encode(texts)  # for the flags: beside a hypothesis no text is empty
         for index, (names, target, text) in enumerate(zip(candidates, targets, alone, strict=True)):
