@@ -54,6 +54,18 @@ def encoded(served: Served, client: str, *, texts: int) -> Job:
     return Job(client, rows, time.monotonic() + 60, list(served.task.encode(rows)))
 
 
+def test_lone_short_texts_do_not_make_a_server_think_that_it_is_slow() -> None:
+    worker = Models({"reviews": numpy_pipeline()}, Limits(), Metrics()).served["reviews"]._worker
+    before = worker.seconds(1000)
+    for _ in range(60):
+        worker._measured(3, 0.005)
+    assert worker.seconds(1000) == before
+    for tokens, seconds in ((3, 0.0001), (600, 0.05), (20, 4.0), (1_000, 1.0)):  # faster, large, long, both
+        worker._measured(tokens, seconds)
+        assert (worker.seconds(1000) < before) is (tokens / seconds > 1000 / before)
+        before = worker.seconds(1000)
+
+
 def test_probes_do_not_change_what_speed_was_measured() -> None:
     with Server({"reviews": numpy_pipeline()}, port=0) as server:
         wait_ready(server.url)

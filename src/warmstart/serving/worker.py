@@ -93,9 +93,15 @@ class Worker:
             if batch:
                 self._run(batch)
                 tokens += sum(piece.feature.length for piece in batch if not piece.job.brief)
-        seconds = time.monotonic() - started
-        if tokens and seconds:
-            self._rate += _NEWEST * (tokens / seconds - self._rate)
+        self._measured(tokens, time.monotonic() - started)
+
+    def _measured(self, tokens: int, seconds: float) -> None:
+        """Of a draw. What is small says only what the speed is at least: most of its time is not its tokens'."""
+        if not (tokens and seconds):
+            return
+        rate = tokens / seconds
+        if tokens >= _SMALLEST_DRAW or seconds >= _DRAW_SECONDS or rate > self._rate:
+            self._rate += _NEWEST * (rate - self._rate)
 
     def _drawn_tokens(self) -> int:
         return min(self._draw, max(_SMALLEST_DRAW, int(_DRAW_SECONDS * self._rate)))
