@@ -158,6 +158,18 @@ def held_and_waiting(server: Server, client: httpx.Client, gate: Gated) -> list[
     return accepted
 
 
+def test_h68_what_was_drawn_and_not_run_is_waited_for_too(pipe: ws.Pipeline) -> None:
+    with gated(pipe, Limits(batch_tokens=20)) as (server, client, gate):
+        worker = server.service.models.served["reviews"]._worker
+        accepted = held_and_waiting(server, client, gate)
+        assert worker.wait(10) == worker.seconds(20) and worker.wait(0) == 0
+        gate.opened.set()
+        assert [one.recv(12) for one in accepted] == [b"HTTP/1.1 200"] * 2
+        assert eventually(lambda: worker.wait(10) == worker.seconds(10))
+        for one in accepted:
+            one.close()
+
+
 def test_h68_a_wait_longer_than_the_server_grants_is_429_at_once_and_again_unparsed(pipe: ws.Pipeline) -> None:
     with gated(pipe, Limits(batch_tokens=20, queue_seconds=0.0)) as (server, client, gate):
         accepted = held_and_waiting(server, client, gate)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 
 import warmstart as ws
@@ -54,6 +55,18 @@ def encoded(served: Served, client: str, *, texts: int) -> Job:
     return Job(client, rows, time.monotonic() + 60, list(served.task.encode(rows)))
 
 
+def test_what_ran_for_a_client_that_left_is_not_decoded() -> None:
+    metrics = Metrics()
+    served = Models({"reviews": numpy_pipeline()}, Limits(), metrics).served["reviews"]
+    jobs = [encoded(served, client, texts=1) for client in ("left", "there")]
+    for one in jobs:
+        one.outputs[0] = {"logits": np.zeros(2)}
+    jobs[0].future.cancel()
+    served._worker._decode_all(jobs)
+    assert len(jobs[1].future.result(timeout=1)) == 1
+    assert 'warmstart_rows_total{model="reviews"} 1.0' in metrics.text().decode()
+
+
 def test_lone_short_texts_do_not_make_a_server_think_that_it_is_slow() -> None:
     worker = Models({"reviews": numpy_pipeline()}, Limits(), Metrics()).served["reviews"]._worker
     before = worker.seconds(1000)
@@ -90,6 +103,14 @@ def test_a_server_answers_from_weights_laid_out_once(
         answer = httpx.post(f"{server.url}/v1/predict/reviews", json="a dull and tired plot", trust_env=False).json()
     assert packed
     assert answer["scores"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_what_generates_makes_nobody_wait_who_is_drawn_with_the_next_batch(tiny: Callable[..., Path]) -> None:
+    pipe = ws.load(tiny("llama", "generation"), device="cpu")
+    worker = Models({"chat": pipe}, Limits(), Metrics()).served["chat"]._worker
+    worker._undone = 600
+    drawn = worker._drawn_tokens()
+    assert (worker.wait(drawn), worker.wait(drawn + 100)) == (0.0, worker.seconds(700))
 
 
 def test_a_probe_generates_one_token(tiny: Callable[..., Path]) -> None:

@@ -39,6 +39,13 @@ def test_what_is_there_is_drawn_at_once_up_to_the_budget() -> None:
     assert waiting.tokens == 0
 
 
+def test_no_more_is_drawn_than_may_share_a_batch_with_the_longest() -> None:
+    waiting, _ = queue()
+    waiting.put(job("a", *[10] * 6, 30, *[10] * 3))
+    sizes = [len(waiting.take(1_000, rows_at_most=lambda longest: 40 // longest) or []) for _ in range(3)]
+    assert sizes == [4, 3, 3]
+
+
 def test_a_large_client_does_not_starve_a_small_one() -> None:
     waiting, _ = queue()
     waiting.put(job("large", *[50] * 100))

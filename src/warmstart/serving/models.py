@@ -91,7 +91,7 @@ class Served:
         """Raises Refusal "queue-full" while nothing more of this client may wait: before a body is parsed, it costs
         least."""
         ahead = self._queue.ahead(client)
-        if ahead and (self._queue.full or self._worker.seconds(ahead) > self.limits.queue_seconds):
+        if ahead and (self._queue.full or self._worker.wait(ahead) > self.limits.queue_seconds):
             raise overloaded(self._retry_after())
 
     async def predict(self, rows: Sequence[Row], *, client: str, deadline: float) -> list[Any]:
@@ -173,7 +173,7 @@ class Served:
 
     def _put(self, job: Job, *, beyond: bool = False) -> None:
         ahead = self._queue.ahead(job.client, job.waiting_tokens())
-        if not beyond and self._worker.seconds(ahead) > self.limits.queue_seconds:
+        if not beyond and self._worker.wait(ahead) > self.limits.queue_seconds:
             raise overloaded(self._retry_after())
         try:
             self._queue.put(job, beyond=beyond)
@@ -208,7 +208,7 @@ class Served:
         return unavailable("the server is stopping", code="stopping")
 
     def _retry_after(self) -> int:
-        return max(1, min(60, math.ceil(self._worker.seconds(self._queue.tokens))))
+        return max(1, min(60, math.ceil(self._worker.wait(self._queue.tokens))))
 
 
 async def _answer(job: Job) -> list[Any]:

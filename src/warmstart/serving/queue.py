@@ -153,8 +153,9 @@ class FairQueue:
             self._changed.notify()
         job.future.add_done_callback(lambda _: self._forget(job))
 
-    def take(self, budget: int) -> list[Piece] | None:
-        """Wait until something is there, then draw features of up to `budget` tokens, at least one.
+    def take(self, budget: int, *, rows_at_most: Callable[[int], int] | None = None) -> list[Piece] | None:
+        """Wait until something is there, then draw features of up to `budget` tokens, and as many as `rows_at_most`
+        says of the longest of them; at least one.
 
         None once the queue is closed and empty. The list may be empty, where all that waited was dropped.
         """
@@ -165,11 +166,15 @@ class FairQueue:
                 self._changed.wait()
             pieces = list[Piece]()
             dropped = list[tuple[Job, str]]()
+            longest = 0
             while self._heap and budget > 0:
                 piece = self._next(dropped)
                 if piece is not None:
                     pieces.append(piece)
                     budget -= piece.feature.length
+                    longest = max(longest, piece.feature.length)
+                    if rows_at_most is not None and len(pieces) >= rows_at_most(longest):
+                        break
         for job, why in dropped:
             self._told(why)
             if why == "expired":

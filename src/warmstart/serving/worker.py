@@ -17,6 +17,7 @@ from warmstart.serving.metrics import Metrics
 from warmstart.serving.queue import FairQueue, Job, Piece
 from warmstart.serving.refusal import unavailable
 from warmstart.tasks import Task
+from warmstart.tasks.contract import Generates
 
 log = logging.getLogger("warmstart")
 
@@ -43,7 +44,9 @@ class Worker:
         self._name, self._task, self._runtime, self._queue = name, task, runtime, queue
         self._draw, self._pool, self._metrics = budget, pool, metrics
         self._budget = min(budget, runtime.shapes.max_tokens)
+        self._rows_at_most = task.rows_at_most if isinstance(task, Generates) else None  # in a batch that generates
         self._rate = _FIRST_RATE
+        self._undone = 0  # tokens that were drawn and not run
         self._drew = math.inf  # when what it works on was drawn
         self.died = False
         self._thread = threading.Thread(target=self._work, name=f"warmstart-{name}", daemon=True)
@@ -66,12 +69,21 @@ class Worker:
         """How long so many tokens take, by what was measured lately."""
         return tokens / self._rate
 
+    def wait(self, ahead: int) -> float:
+        """Seconds until a job is run before which so many tokens wait: for those, and for what was drawn before. A job
+        that the next draw holds waits for nothing where answers grow side by side."""
+        if self._rows_at_most:
+            ahead -= self._drawn_tokens()
+        return self.seconds(ahead + self._undone) if ahead > 0 else 0.0
+
     def _work(self) -> None:
         pieces: list[Piece] | None = []
         try:
-            while (pieces := self._queue.take(self._drawn_tokens())) is not None:
+            while (pieces := self._queue.take(self._drawn_tokens(), rows_at_most=self._rows_at_most)) is not None:
                 self._drew = time.monotonic()
+                self._undone = sum(piece.feature.length for piece in pieces)
                 self._run_all(pieces)
+                self._undone = 0
                 self._drew = math.inf
         except BaseException as error:  # a thread's last words: whoever waits must not wait for ever
             self.died = True
@@ -108,11 +120,13 @@ class Worker:
 
     def _run(self, batch: Sequence[Piece]) -> None:
         started = time.monotonic()
-        # What generates lets go of an answer whose client leaves meanwhile.
-        features = [dataclasses.replace(piece.feature, wanted=piece.job.wanted) for piece in batch]
+        features = [piece.feature for piece in batch]
+        if self._rows_at_most:  # what generates lets go of an answer whose client leaves meanwhile
+            features = [dataclasses.replace(piece.feature, wanted=piece.job.wanted) for piece in batch]
         results = run_isolating(self._task, self._runtime, features)
         self._metrics.stage(self._name, "run", time.monotonic() - started)
         lengths = [feature.length for feature in features]
+        self._undone -= sum(lengths)
         places = max(1, self._runtime.shapes.width(len(lengths), max(lengths)) * len(lengths))
         self._metrics.batch(self._name, tokens=sum(lengths), places=places, budget=self._budget)
         complete = list[Job]()
@@ -132,7 +146,8 @@ class Worker:
 
     def _decode_all(self, jobs: Sequence[Job]) -> None:
         for job in jobs:
-            self._decode(job)
+            if not job.gone:
+                self._decode(job)
 
     def _decode(self, job: Job) -> None:
         started = time.monotonic()
