@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -29,7 +29,7 @@ def fetching(batches: Batches[Batch], epoch: int, position: int, workers: int) -
     batches.set_epoch(epoch)
     given = position
 
-    def make() -> Iterator[Batch]:
+    def make() -> Generator[Batch]:
         nonlocal given
         loader = DataLoader(
             _Careful(batches),
