@@ -1,4 +1,4 @@
-"""K85: a kill at any file operation of a report, a cache's fill or an export leaves the old or the new, whole.
+"""K85: a kill at any file operation of a report, an evaluation, a cache's fill or an export leaves old or new, whole.
 
 What it leaves beside that goes with the next run of the same, which succeeds. Snapshots: test_k_snapshots.py.
 """
@@ -13,10 +13,13 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 import warmstart as ws
@@ -26,6 +29,7 @@ from support.hub import serve_hub
 from warmstart.checkpoints import carriers, find, hub
 from warmstart.checkpoints.cache import fill_once
 from warmstart.checkpoints.manifest import check_manifest
+from warmstart.evaluation import Evaluation
 from warmstart.report import render_run, write_report
 from warmstart.training.run import RunDirectory
 from warmstart.verbs.choice import Choice, write_choice
@@ -40,6 +44,11 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="forks")
 def _names(folder: Path) -> list[str]:
     """All below a folder, hidden names too."""
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+
+
+@dataclass(frozen=True)
+class Prediction:
+    label: str
 
 
 # --- single files ---------------------------------------------------------------------------------------------------
@@ -60,7 +69,17 @@ def _provenance(folder: Path) -> tuple[Path, Callable[[], Any]]:
     return folder / "provenance.json", partial(RunDirectory(folder).write_provenance, {"a": 1})
 
 
-@pytest.mark.parametrize("of", [_report, _choice, _provenance], ids=lambda of: of.__name__.strip("_"))
+def _evaluation(name: str, losses: list[float]) -> Evaluation:
+    answers = tuple(Prediction("a") for _ in losses)
+    return Evaluation(name, len(losses), {}, per_example={"loss": np.array(losses)}, predictions=answers)
+
+
+def _predictions(folder: Path) -> tuple[Path, Callable[[], Any]]:
+    path = folder / "predictions.parquet"
+    return path, partial(_evaluation("new", [0.5, 1.5]).write_predictions, path)
+
+
+@pytest.mark.parametrize("of", [_report, _choice, _provenance, _predictions], ids=lambda of: of.__name__.strip("_"))
 def test_k85_a_kill_while_a_file_is_written_leaves_the_old_one_or_the_new(
     tmp_path: Path, of: Callable[[Path], tuple[Path, Callable[[], Any]]]
 ) -> None:
@@ -78,6 +97,21 @@ def test_k85_a_kill_while_a_file_is_written_leaves_the_old_one_or_the_new(
         write()
         assert target.read_bytes() == new and _names(tmp_path) == names
     assert found == sorted(found) and set(found) == {False, True}
+
+
+def test_k85_a_kill_while_an_evaluation_is_written_leaves_no_metrics_of_other_predictions(tmp_path: Path) -> None:
+    old, new = _evaluation("old", [0.5]), _evaluation("new", [0.5, 1.5])
+    write = partial(new.write, tmp_path)
+    write()
+    names = _names(tmp_path)
+    for number in range(1, len(operations_of(write)) + 1):
+        old.write(tmp_path)
+        assert killed_at(number, write)
+        rows = pq.read_table(tmp_path / "predictions.parquet").num_rows
+        metrics = tmp_path / "metrics.json"
+        assert rows in (1, 2) and (not metrics.exists() or json.loads(metrics.read_text())["rows"] == rows)
+        write()
+        assert json.loads(metrics.read_text())["rows"] == 2 and _names(tmp_path) == names
 
 
 def test_k87_a_report_is_on_the_disk_before_it_has_its_name(tmp_path: Path) -> None:

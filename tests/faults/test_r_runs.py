@@ -5,8 +5,10 @@ R73, R77: tests/training and test_train_refusals.py; R76, R79, R80: tests/verbs.
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
+import multiprocessing
 import os
 import re
 import signal
@@ -88,6 +90,39 @@ def test_r75_a_worker_that_is_killed_ends_the_run_with_an_error(
     monkeypatch.undo()
     again = _train(tiny("bert"), tmp_path / "r", workers=0)  # as it says
     assert weights_sha256(again) == weights_sha256(_train(tiny("bert"), tmp_path / "healthy"))
+
+
+@pytest.mark.parametrize("moment", ["gradients", "progress"])
+def test_r75_a_worker_that_is_killed_while_the_main_process_works_ends_the_run_with_the_same_error(
+    tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """torch's handler of SIGCHLD raises in whatever that process is at."""
+    from warmstart.training import loop
+
+    def kill_a_worker() -> None:
+        worker = multiprocessing.active_children()[0]
+        assert worker.pid is not None
+        os.kill(worker.pid, signal.SIGKILL)
+        time.sleep(5)  # which the handler's error ends
+
+    calls = itertools.count(1)
+    real = loop.add_gradients
+
+    def add_gradients(*args: Any, **more: Any) -> Any:
+        if moment == "gradients" and next(calls) == 2:
+            kill_a_worker()
+        return real(*args, **more)
+
+    def progress(told: Any) -> None:
+        if moment == "progress" and told.step.step == 2:
+            kill_a_worker()
+
+    monkeypatch.setattr(loop, "add_gradients", add_gradients)
+    config = ws.TrainConfig(**{"epochs": 2, "save_every": 1, "workers": 1, **FAST})
+    with pytest.raises(ws.TrainingError) as caught:
+        ws.train(tiny("bert"), ROWS, output=tmp_path / "r", config=config, progress=progress)
+    assert caught.value.code == "worker-lost" and "epoch 0, batch 2" in str(caught.value.where)
+    assert "killed" in caught.value.what and len(_awaited(caught.value)) == 8
 
 
 def test_r75_a_worker_that_hangs_ends_the_run_with_an_error(

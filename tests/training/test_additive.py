@@ -69,6 +69,20 @@ def test_rows_that_depend_on_each_other_are_refused_with_accumulation_and_told_w
     assert found is not None and found > 0.01 and "depend on batch_size" in caplog.text
 
 
+def test_where_memory_runs_out_the_log_says_that_nothing_was_compared(
+    tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pipe = ws.load(tiny("bert"))
+
+    def exhaust(*_: Any) -> Any:
+        raise MemoryError
+
+    monkeypatch.setattr(type(pipe.task), "loss", exhaust)
+    with caplog.at_level(logging.WARNING, logger="warmstart"):
+        assert _check(pipe, accumulate=2) is None
+    assert "no gradients were compared" in caplog.text
+
+
 def test_a_loss_that_is_a_mean_over_the_batch_is_found(tiny: Callable[..., Path], monkeypatch: Any) -> None:
     """The fault of transformers 5.23's Trainer for encoder heads: gradients too large by the number of batches."""
     pipe = ws.load(tiny("bert"))

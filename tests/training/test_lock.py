@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import subprocess
@@ -12,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from warmstart.errors import UsageError
+from warmstart.errors import UsageError, WarmstartError
 from warmstart.training.lock import LOCK, OWNER, locked
 
 HOLD = """
@@ -98,3 +100,53 @@ def test_an_owner_of_another_host_is_never_taken_for_dead(tmp_path: Path, holder
     with pytest.raises(UsageError) as caught, locked(tmp_path):
         pass
     assert "on elsewhere" in caught.value.what
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP])
+def test_f91_a_file_system_that_gives_no_lock_is_told_with_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(WarmstartError) as caught, locked(tmp_path):
+        pytest.fail("it is not held")
+    assert caught.value.code == "run-not-lockable" and os.strerror(number) in caught.value.what
+    assert caught.value.where.source == str(tmp_path) and "local disk" in caught.value.fix
+    monkeypatch.undo()
+    with locked(tmp_path):
+        pass
+
+
+def test_f91_where_no_lock_is_known_a_file_stands_in_and_it_is_logged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def unknown(*_: object) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", unknown)
+    with locked(tmp_path):
+        assert "knows no locks" in caplog.text and json.loads((tmp_path / OWNER).read_text())["pid"] == os.getpid()
+        with pytest.raises(UsageError) as caught, locked(tmp_path):
+            pytest.fail("it is held")
+        assert caught.value.code == "run-locked"
+    with locked(tmp_path):
+        pass
+
+
+def test_f88_a_full_disk_that_takes_no_owner_is_told_and_holds_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, *_: object, **__: object) -> None:
+        path.touch()
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(WarmstartError) as caught, locked(tmp_path):
+        pytest.fail("it is not held")
+    assert caught.value.code == "run-not-lockable" and "No space left on device" in caught.value.what
+    monkeypatch.undo()
+    assert not (tmp_path / OWNER).exists()
+    with locked(tmp_path):
+        pass

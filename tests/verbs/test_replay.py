@@ -129,19 +129,57 @@ def test_r73_a_finite_step_is_computed_again_to_the_last_bit(
         assert found.parameters == () and found.module is None and all(row.finite for row in found.rows)
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"loss": ws.Loss(class_weights={"NEGATIVE": 3.0}, label_smoothing=0.1)},
+        {"top_layers": ws.TopLayers(layers=1, cache="off")},
+        {"top_layers": ws.TopLayers(layers=0, cache="off")},
+    ],
+    ids=["weighted-labels", "frozen-layers", "head-only"],
+)
 def test_r73_weighted_labels_and_frozen_layers_are_those_of_the_run(
-    tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]
 ) -> None:
+    """What is frozen has no dropout, in the run as in the replay."""
     _keep_every_step(monkeypatch)
-    config = ws.TrainConfig(
-        max_steps=1, batch_size=8, loss=ws.Loss(class_weights={"NEGATIVE": 3.0}, label_smoothing=0.1)
-    )
+    config = ws.TrainConfig(max_steps=1, batch_size=8, **settings)
     run = ws.train(tiny("bert"), reviews(16), output=tmp_path / "run", config=config)
     step = json.loads((run.path / "metrics.jsonl").read_text().splitlines()[0])
     found = replay(run.path)
     assert (found.loss, found.grad_norm, found.same) == (step["loss"], step["grad_norm"], True)
     kept = json.loads((run.path / "nonfinite" / "step-000001" / "step" / "step.json").read_text())
-    assert kept["class_loss"]["smoothing"] == 0.1 and len(kept["trained"]) == found.trained
+    assert len(kept["trained"]) == found.trained
+    if "loss" in settings:
+        assert kept["class_loss"]["smoothing"] == 0.1 and kept["in_eval"] == []
+    else:
+        assert "bert.embeddings" in kept["in_eval"] and "" not in kept["in_eval"]
+
+
+def test_r73_a_step_from_kept_states_replays_to_rounding(
+    tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """States below the trained layers are computed once, in other batches than the step's."""
+    _keep_every_step(monkeypatch)
+    config = ws.TrainConfig(max_steps=1, batch_size=8, top_layers=ws.TopLayers(layers=1, cache="memory"))
+    run = ws.train(tiny("bert"), reviews(16), output=tmp_path / "run", config=config)
+    step = json.loads((run.path / "metrics.jsonl").read_text().splitlines()[0])
+    found = replay(run.path)
+    assert (found.loss, found.grad_norm) == pytest.approx((step["loss"], step["grad_norm"]), rel=1e-5)
+
+
+def test_a_step_that_an_earlier_version_kept_is_read(
+    tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It does not say which modules were in eval: all trained."""
+    _keep_every_step(monkeypatch)
+    run = ws.train(tiny("bert"), reviews(8), output=tmp_path / "run", config=ws.TrainConfig(max_steps=1, batch_size=8))
+    [folder] = (run.path / "nonfinite").iterdir()
+    document = json.loads((folder / "step" / "step.json").read_text())
+    del document["in_eval"]
+    (folder / "step" / "step.json").write_text(json.dumps(document))
+    (folder / "MANIFEST.json").unlink()
+    assert replay(folder).same
 
 
 def test_r73_a_disk_that_does_not_take_the_step_changes_no_error(

@@ -13,13 +13,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from warmstart.durable import write_file
 from warmstart.errors import WarmstartError
 from warmstart.features import Array
 from warmstart.metrics import Measure, Metric
 from warmstart.rows import Row
 from warmstart.tasks import as_dict
 
-PREDICTIONS = "predictions.parquet"
+METRICS, PREDICTIONS = "metrics.json", "predictions.parquet"
 ABOUT = b"warmstart"  # the key of what a table says about itself
 
 
@@ -71,19 +72,23 @@ class Evaluation:
     def write(self, folder: Path) -> None:
         """`metrics.json` (the shape of `as_dict`) and `predictions.parquet` in a folder, which is made if need be.
 
-        Raises WarmstartError "output-failed".
+        Each is whole or not there, and a `metrics.json` is always that of the predictions beside it, whenever a kill
+        comes. Raises WarmstartError "output-failed".
         """
         make_folder(folder)
-        with reported(folder):
-            (folder / "metrics.json").write_text(json.dumps(self.as_dict(), indent=2) + "\n", encoding="utf-8")
+        metrics = folder / METRICS
+        with reported(metrics):
+            metrics.unlink(missing_ok=True)
         self.write_predictions(folder / PREDICTIONS)
+        with reported(metrics):
+            write_file(metrics, (json.dumps(self.as_dict(), indent=2) + "\n").encode())
 
     def write_predictions(self, path: Path) -> None:
         """One Parquet line an example: `row`, the row's fields, `prediction` as JSON, and the per-example arrays.
 
         A field that has the name of one of our columns is kept as `input_<name>`. What the columns are, and how metrics
         are computed from them, stands as JSON in the schema's metadata, so that `ws.compare` needs this file only.
-        Raises WarmstartError "output-failed".
+        A file of before stays until this one is on the disk. Raises WarmstartError "output-failed".
         """
         row = {"row": list(range(self.rows))}
         ours: dict[str, Any] = {
@@ -104,8 +109,10 @@ class Evaluation:
             "arrays": {name: str(values.dtype) for name, values in self.per_example.items()},
         }
         table = pa.table({**row, **fields, **ours}).replace_schema_metadata({ABOUT: json.dumps(about)})
+        content = pa.BufferOutputStream()
+        pq.write_table(table, content)
         with reported(path):
-            pq.write_table(table, path)
+            write_file(path, content.getvalue().to_pybytes())
 
 
 def scoring_of(document: Mapping[str, Any]) -> dict[str, Any]:
@@ -144,6 +151,6 @@ def reported(path: Path) -> Iterator[None]:
         raise WarmstartError(
             "output-failed",
             f"the result could not be written: {error.strerror or error}",
-            where=str(error.filename or path),
+            where=str(path),  # what the error names may be the hidden file beside it
             fix="check the path, free space and permissions",
         ) from None

@@ -51,6 +51,7 @@ def check_additive(
             if not is_out_of_memory(error):
                 raise
             model.zero_grad(set_to_none=True)
+            log.warning("memory does not hold the first %d rows together: no gradients were compared", len(rows))
             return None  # the loop tells of it, or cuts
         finally:
             for module in training:

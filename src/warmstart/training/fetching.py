@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,40 +18,53 @@ from warmstart.training.batches import Batches
 WORKER_SECONDS = 300.0
 
 
-def fetch(batches: Batches[Batch], epoch: int, position: int, workers: int) -> Iterator[Batch]:
-    """The batches of an epoch from `position` on.
+@contextmanager
+def fetching(batches: Batches[Batch], epoch: int, position: int, workers: int) -> Iterator[Iterator[Batch]]:
+    """The batches of an epoch from `position` on, to be used in a block of this.
 
-    Raises TrainingError "batch-failed", which names the rows; "worker-lost" for one that died or says nothing any
-    more, with the rows of the batch that was awaited.
+    Raises TrainingError "batch-failed", which names the rows; "worker-lost" for a worker that died or says nothing any
+    more, with the rows of the batch that was awaited or is next. torch tells of a death by an error in whatever the
+    main thread is at, so the block's own errors are looked at too.
     """
     batches.set_epoch(epoch)
-    left = range(position, len(batches))
-    awaited = position
-    loader = DataLoader(
-        _Careful(batches),
-        batch_size=None,
-        sampler=left,
-        num_workers=workers,
-        collate_fn=_itself,
-        timeout=WORKER_SECONDS if workers else 0,
-        generator=torch.Generator(),  # it draws a seed for its workers, and not from the stream of dropout
-    )
-    try:
+    given = position
+
+    def make() -> Generator[Batch]:
+        nonlocal given
+        loader = DataLoader(
+            _Careful(batches),
+            batch_size=None,
+            sampler=range(position, len(batches)),
+            num_workers=workers,
+            collate_fn=_itself,
+            timeout=WORKER_SECONDS if workers else 0,
+            generator=torch.Generator(),  # it draws a seed for its workers, and not from the stream of dropout
+        )
         for made in loader:
             if isinstance(made, WarmstartError):
                 raise made
-            awaited += 1
+            given += 1
+            yield made
+
+    try:
+        with closing(make()) as made:
             yield made
     except RuntimeError as error:
-        if not workers or "DataLoader" not in str(error):
+        if not workers or not tells_of_a_worker(error):
             raise
+        rows = _rows(batches, given) if given < len(batches) else []
         raise TrainingError(
             "worker-lost",
             f"a process that collates batches is lost: {str(error).splitlines()[0]}",
-            where=Where(source=f"epoch {epoch}, batch {awaited}", row=_rows(batches, awaited)[0]),
-            value=f"a batch of {len(_rows(batches, awaited))} rows was awaited: {_rows(batches, awaited)}",
+            where=Where(source=f"epoch {epoch}, batch {given}", row=rows[0] if rows else None),
+            value=f"a batch of {len(rows)} rows was awaited: {rows}" if rows else "all batches had been made",
             fix="train with workers=0, which needs no such process; the same call goes on from the last snapshot",
         ) from None
+
+
+def tells_of_a_worker(error: Exception) -> bool:
+    """Whether this is what torch raises, anywhere in the main thread, for a lost worker of a DataLoader."""
+    return isinstance(error, RuntimeError) and "DataLoader" in str(error)
 
 
 @dataclass(frozen=True)

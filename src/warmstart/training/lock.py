@@ -10,15 +10,16 @@ import json
 import logging
 import os
 import platform
+import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import filelock
 
-from warmstart.errors import UsageError
+from warmstart.errors import UsageError, WarmstartError
 
 log = logging.getLogger("warmstart")
 
@@ -31,27 +32,53 @@ WORKERS_LEAVE_SECONDS = 15.0
 def locked(folder: Path) -> Iterator[None]:
     """Hold the run directory `folder`, which exists, while the block lasts.
 
-    Raises UsageError "run-locked", which names the process that holds it, its host and since when.
+    Raises UsageError "run-locked", which names the process that holds it, its host and since when; WarmstartError
+    "run-not-lockable" where the system gives no lock or takes no name of its owner.
     """
     lock = filelock.FileLock(folder / LOCK)
+    with _reported(folder):
+        _acquire(lock, folder)
     try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        owner = _owner(folder)
-        if not _is_dead(owner):
-            raise _refused(folder, owner) from None
-        log.info("waiting for what is left of process %s, which was killed in %s", owner["pid"], folder)
-        try:
-            lock.acquire(timeout=WORKERS_LEAVE_SECONDS)
-        except filelock.Timeout:
-            raise _refused(folder, owner) from None
-    try:
-        me = {"pid": os.getpid(), "host": platform.node(), "since": datetime.now(UTC).isoformat(timespec="seconds")}
-        (folder / OWNER).write_text(json.dumps(me) + "\n", encoding="utf-8")
+        with _reported(folder):
+            me = {"pid": os.getpid(), "host": platform.node(), "since": datetime.now(UTC).isoformat(timespec="seconds")}
+            (folder / OWNER).write_text(json.dumps(me) + "\n", encoding="utf-8")
         yield
     finally:
-        (folder / OWNER).unlink(missing_ok=True)
+        with suppress(OSError):
+            (folder / OWNER).unlink(missing_ok=True)
         lock.release()
+
+
+def _acquire(lock: filelock.BaseFileLock, folder: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # filelock's, of what is logged below
+        try:
+            lock.acquire(timeout=0)
+        except filelock.Timeout:
+            owner = _owner(folder)
+            if not _is_dead(owner):
+                raise _refused(folder, owner) from None
+            log.info("waiting for what is left of process %s, which was killed in %s", owner["pid"], folder)
+            try:
+                lock.acquire(timeout=WORKERS_LEAVE_SECONDS)
+            except filelock.Timeout:
+                raise _refused(folder, owner) from None
+    if isinstance(lock, filelock.SoftFileLock):
+        log.warning("the file system of %s knows no locks; a file that says who is there stands in for one", folder)
+
+
+@contextmanager
+def _reported(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, NotImplementedError) as error:  # the latter from a filelock that has nothing to stand in
+        reason = error.strerror if isinstance(error, OSError) else None
+        raise WarmstartError(
+            "run-not-lockable",
+            f"the run directory cannot be locked: {reason or error}",
+            where=str(folder),
+            fix="check free space and permissions there; on a network file system, choose an -o on a local disk",
+        ) from None
 
 
 def _owner(folder: Path) -> Mapping[str, Any]:

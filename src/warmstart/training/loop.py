@@ -23,7 +23,7 @@ from warmstart.randomness import derive
 from warmstart.tasks import Task
 from warmstart.training.batches import Batches
 from warmstart.training.config import TrainConfig
-from warmstart.training.fetching import fetch
+from warmstart.training.fetching import fetching
 from warmstart.training.gradients import Sums, add_gradients
 from warmstart.training.memory import Cuts, exhausted, release
 from warmstart.training.nonfinite import BadStep
@@ -104,7 +104,8 @@ def fit(
 
     `start`: the steps that `model`, `optimizer` and `scheduler` have behind them; the batches of these are not made.
 
-    Raises TrainingError "loss-not-finite" before the optimizer could spread a non-finite gradient, "memory-exhausted".
+    Raises TrainingError "loss-not-finite" before the optimizer could spread a non-finite gradient, "memory-exhausted",
+    "batch-failed", "worker-lost".
     """
     guards = guards or Guards()
     done = first = 0  # `first`: the steps before this epoch
@@ -115,27 +116,27 @@ def fit(
             if done == last:
                 first = last
                 continue
-            loader = fetch(batches, epoch, (done - first) * config.accumulate, config.workers)
-            for position in range(done - first, last - first):
-                started = time.monotonic()
-                micro_batches = list(islice(loader, config.accumulate))
-                model.train()
-                loss, norm = _gradient(
-                    model, task, micro_batches, config, optimizer, guards, step=done + 1, device=device
-                )
-                rate = scheduler.get_last_lr()[0]
-                _update(optimizer, guards.scaler, done + 1)
-                if not isinstance(scheduler, ReduceLROnPlateau):  # that one is stepped by who evaluates
-                    scheduler.step()
-                optimizer.zero_grad(set_to_none=True)
-                done += 1
-                at = epoch + (position + 1) / steps
-                rows = sum(len({feature.row for feature in batch.features}) for batch in micro_batches)
-                tokens = sum(batch.tokens for batch in micro_batches)
-                seconds = time.monotonic() - started
-                parts = guards.cuts.parts_at(done)
-                if after_step(Step(done, at, loss, rate, norm, tokens, rows, seconds, parts)):
-                    return
+            with fetching(batches, epoch, (done - first) * config.accumulate, config.workers) as loader:
+                for position in range(done - first, last - first):
+                    started = time.monotonic()
+                    micro_batches = list(islice(loader, config.accumulate))
+                    model.train()
+                    loss, norm = _gradient(
+                        model, task, micro_batches, config, optimizer, guards, step=done + 1, device=device
+                    )
+                    rate = scheduler.get_last_lr()[0]
+                    _update(optimizer, guards.scaler, done + 1)
+                    if not isinstance(scheduler, ReduceLROnPlateau):  # that one is stepped by who evaluates
+                        scheduler.step()
+                    optimizer.zero_grad(set_to_none=True)
+                    done += 1
+                    at = epoch + (position + 1) / steps
+                    rows = sum(len({feature.row for feature in batch.features}) for batch in micro_batches)
+                    tokens = sum(batch.tokens for batch in micro_batches)
+                    seconds = time.monotonic() - started
+                    parts = guards.cuts.parts_at(done)
+                    if after_step(Step(done, at, loss, rate, norm, tokens, rows, seconds, parts)):
+                        return
             first = last
 
 

@@ -77,13 +77,14 @@ class BadStep:
 class Kept:
     """What `read_bad_step` gives. `task`: the plain fields of the task that learned; `places`: by row.
 
-    `trained`: the parameters that asked for a gradient.
+    `trained`: the parameters that asked for a gradient; `in_eval`: the modules that were frozen, and had no dropout.
     """
 
     bad: BadStep
     task: Mapping[str, Any]
     class_loss: ClassLoss | None
     trained: frozenset[str]
+    in_eval: frozenset[str]
     places: Mapping[int, str]
     threads: int
 
@@ -111,6 +112,7 @@ def write_bad_step(
         "format": FORMAT,
         "class_loss": pack(dataclasses.asdict(class_loss))[0] if isinstance(class_loss, ClassLoss) else None,
         "trained": [name for name, parameter in model.named_parameters() if parameter.requires_grad],
+        "in_eval": [name for name, module in model.named_modules() if not module.training],
         **pack({field: value for field, value in _fields(bad).items() if field != "batches"})[0],
         "batches": batches,
         "task": pack(_plain(_fields(task)))[0],
@@ -152,6 +154,7 @@ def read_bad_step(folder: Path, task: Task) -> Kept:
             task=unpack(document["task"], {}),
             class_loss=None if document["class_loss"] is None else ClassLoss(**unpack(document["class_loss"], {})),
             trained=frozenset(document["trained"]),
+            in_eval=frozenset(document.get("in_eval", ())),  # earlier versions did not say
             places={int(row): str(place) for row, place in document["places"].items()},
             threads=int(document["threads"]),
         )

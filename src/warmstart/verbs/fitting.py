@@ -26,6 +26,7 @@ from warmstart.tasks import Task
 from warmstart.training.additive import check_additive
 from warmstart.training.config import TrainConfig
 from warmstart.training.ema import Average
+from warmstart.training.fetching import tells_of_a_worker
 from warmstart.training.loop import Guards, Schedule, Step, check_finite, fit, not_finite
 from warmstart.training.memory import Cuts
 from warmstart.training.nonfinite import BadStep, write_bad_step
@@ -211,12 +212,14 @@ class Fitting:
         return f" (it takes {needed / 1e6:,.0f} MB, {free / 1e6:,.0f} MB are free)"
 
     def report(self, step: Step, validation: Evaluation | None = None) -> None:
-        """Tell `progress`. What fails in there is no reason to lose a run: it is said once."""
+        """Tell `progress`. What fails in there is no reason to lose a run: it is said once. A lost worker is one."""
         if self.progress is None:
             return
         try:
             self.progress(Progress(step, self.schedule.total, validation))
         except Exception as error:
+            if self.config.workers and tells_of_a_worker(error):
+                raise
             if not self.progress_failed:
                 log.warning("progress failed in step %d; the run goes on: %r", step.step, error)
             self.progress_failed = True

@@ -99,7 +99,9 @@ def replay(step: str | Path) -> Replay:
     if kept.class_loss is not None and isinstance(task, WeighsClasses):
         task = task.with_class_loss(kept.class_loss)
     bad = dataclasses.replace(kept.bad, device=device)
-    model = pipe.model.train()
+    model = pipe.model
+    for name, module in model.named_modules():
+        module.training = name not in kept.in_eval
     _freeze(model, kept.trained)
     with numerics(device), threads(kept.threads):
         sums = _compute(model, task, bad)
