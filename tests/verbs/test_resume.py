@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -16,10 +17,12 @@ import pytest
 import torch
 
 import warmstart as ws
+from support.file_faults import Operations, operations_of, watched
 from support.runs import FAST, reviews, weights_sha256
 from warmstart.cli.main import run as command_line
 from warmstart.provenance import folder_digest
 from warmstart.training.attempts import Attempts
+from warmstart.training.run import RunDirectory
 from warmstart.training.snapshot_folder import snapshots
 from warmstart.training.snapshots import read_snapshot
 from warmstart.verbs.fitting import Progress
@@ -187,6 +190,70 @@ def test_a_finished_run_is_not_trained_on_with_something_else(checkpoint: Path, 
     with pytest.raises(ws.UsageError) as caught:
         _train(checkpoint, peace.path, epochs=4, force=True)
     assert caught.value.code == "run-finished" and f"-m {peace.path}" in caught.value.fix
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.EIO, "Input/output error")], ids=repr)
+def test_a_finished_run_stays_finished_whatever_meets_its_tidying(
+    error: BaseException, checkpoint: Path, peace: ws.Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(self: RunDirectory, needed: Any) -> None:
+        if self.attempts.finished is not None:
+            raise error
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunDirectory, "prune_best", fail)
+        if isinstance(error, KeyboardInterrupt):
+            with pytest.raises(KeyboardInterrupt):
+                _train(checkpoint, tmp_path / "r")
+        else:
+            _train(checkpoint, tmp_path / "r")
+            assert "could not be removed: " in caplog.text and "Input/output error" in caplog.text
+    lines = _attempts(tmp_path / "r")
+    assert lines[-1] == {"attempt": 1, "ended": "finished", "step": 15, "best_step": peace.best_step}
+    _assert_as_in_peace(_train(checkpoint, tmp_path / "r"), peace)
+    assert _attempts(tmp_path / "r") == lines  # no second start
+
+
+def test_an_end_that_an_earlier_version_noted_after_the_last_takes_nothing_away(
+    checkpoint: Path, peace: ws.Run, tmp_path: Path
+) -> None:
+    shutil.copytree(peace.path, tmp_path / "r")
+    Attempts(tmp_path / "r" / "attempts.jsonl").end(1, "interrupted", 15)
+    _assert_as_in_peace(_train(checkpoint, tmp_path / "r"), peace)
+    assert len(Attempts(tmp_path / "r" / "attempts.jsonl").starts()) == 1
+
+
+@pytest.mark.parametrize("failure", [KeyboardInterrupt(), OSError(errno.EIO, "Input/output error")], ids=repr)
+def test_tidying_may_end_at_any_file_operation_and_the_next_call_ends_it(
+    failure: BaseException, checkpoint: Path, peace: ws.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(RunDirectory, "tidy", lambda *arguments: _signal(signal.SIGINT)())
+        _train(checkpoint, tmp_path / "untidy")
+    real = RunDirectory.tidy
+    shutil.copytree(tmp_path / "untidy", tmp_path / "all")
+    made = operations_of(lambda: real(RunDirectory(tmp_path / "all"), peace.best_step, 2))
+    assert len(made) > 6
+    for number in (1, 2, len(made) // 2, len(made)):
+
+        def fail(count: int, name: str, at: int = number) -> None:
+            if count == at:
+                raise failure
+
+        def tidy(*arguments: Any, fail: Any = fail) -> None:
+            with watched(Operations(fail)):
+                real(*arguments)
+
+        run = shutil.copytree(tmp_path / "untidy", tmp_path / str(number))
+        with monkeypatch.context() as patch:
+            patch.setattr(RunDirectory, "tidy", tidy)
+            if isinstance(failure, KeyboardInterrupt):
+                with pytest.raises(KeyboardInterrupt):
+                    _train(checkpoint, run)
+            else:
+                _train(checkpoint, run)
+        _assert_as_in_peace(_train(checkpoint, run), peace)
+        assert len(Attempts(run / "attempts.jsonl").starts()) == 1
 
 
 def test_without_save_every_no_snapshot_stays_and_one_is_there_while_it_goes(

@@ -50,8 +50,7 @@ class Attempts:
     @property
     def finished(self) -> Mapping[str, Any] | None:
         """The line of a finished run: its last step stands there."""
-        lines = self.lines()
-        return lines[-1] if lines and lines[-1].get("ended") == "finished" else None
+        return next((line for line in self.lines() if line.get("ended") == "finished"), None)
 
     def start(
         self,

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -34,11 +35,25 @@ from warmstart.training.memory import Cut
 from warmstart.training.nonfinite import FOLDER as NONFINITE
 from warmstart.training.snapshot_folder import prune, snapshot_path
 
+log = logging.getLogger("warmstart")
+
 CONFIG, PROVENANCE = "config.toml", "provenance.json"
 _BEFORE_THE_START = frozenset({CONFIG, "checkpoints", LOCK, OWNER})
 _TAIL = 1 << 16  # bytes of metrics.jsonl that certainly hold a whole line
 _WEIGHTS = re.compile(r"step-\d+|best(-\d+)?")
 _TEMPORARY = re.compile(r"\.[a-z]+\.(toml|json)\.tmp-[0-9a-f]{12}")
+
+
+@contextmanager
+def tidying() -> Iterator[None]:
+    """What cannot be removed in a block of this is warned about, and ends no run: the next time tries again."""
+    try:
+        yield
+    except (WarmstartError, OSError) as error:
+        log.warning(
+            "what is needed no more could not be removed: %s",
+            error.what if isinstance(error, WarmstartError) else error,
+        )
 
 
 @dataclass(frozen=True)

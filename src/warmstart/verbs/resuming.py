@@ -87,8 +87,9 @@ def recorded(directory: RunDirectory, start: Start) -> Iterator[None]:
         yield
     except BaseException as error:
         how, code = _ending(error)
-        with suppress(WarmstartError):  # the error that is under way tells more than that it could not be noted
-            directory.note_end(start.attempt, how, start.reached, code=code)
+        with suppress(WarmstartError, OSError):  # the error under way tells more than that it could not be noted
+            if directory.attempts.finished is None:  # a run that is finished stays so
+                directory.note_end(start.attempt, how, start.reached, code=code)
         raise
 
 

@@ -22,7 +22,7 @@ from warmstart.training.lock import locked
 from warmstart.training.model_card import RunFacts
 from warmstart.training.phases import phase
 from warmstart.training.recipe import Recipe
-from warmstart.training.run import RunDirectory
+from warmstart.training.run import RunDirectory, tidying
 from warmstart.verbs.evaluate import evaluate_rows
 from warmstart.verbs.fitting import Fitting, Progress, fit_pipeline
 from warmstart.verbs.kept_evaluation import read_evaluation
@@ -112,9 +112,12 @@ def train(
         recipe = _recipe(model, data, validation, columns, prepared)
         start = begin(directory, recipe, prepared.provenance, force=force)
         if start.finished is not None:
-            return _finished(directory, start.finished, prepared)
-        with recorded(directory, start):
-            return _finish(fit_pipeline(prepared, directory, progress, start), prepared, start.attempt)
+            run = _finished(directory, start.finished, prepared)
+        else:
+            with recorded(directory, start):
+                run = _finish(fit_pipeline(prepared, directory, progress, start), prepared, start.attempt)
+        _tidy(run, prepared.config)
+        return run
 
 
 def _recipe(
@@ -163,7 +166,6 @@ def _finish(fitting: Fitting, prepared: Prepared, attempt: int) -> Run:
         except Exception as error:  # the result is saved: a page about it is no reason to lose it
             log.warning("the report could not be written: %r", error)
         directory.note_end(attempt, "finished", fitting.steps, best_step=best_step)
-        _tidy(directory, best_step if best else None, fitting.config)
     return _run(pipeline, directory, best, fitting.steps, best_step)
 
 
@@ -178,13 +180,14 @@ def _finished(directory: RunDirectory, end: Mapping[str, Any], prepared: Prepare
         except CheckpointError as error:
             log.warning("%s; the weights are evaluated again", error.what)
             best = evaluate_rows(pipeline, prepared.held_out)
-    _tidy(directory, end["best_step"] if best else None, prepared.config)  # a kill may have come before it
     return _run(pipeline, directory, best, end["step"], end["best_step"])
 
 
-def _tidy(directory: RunDirectory, best_step: int | None, config: TrainConfig) -> None:
-    with phase("prune", best_step or 0):
-        directory.tidy(best_step, config.keep if config.save_every else 0)
+def _tidy(run: Run, config: TrainConfig) -> None:
+    """Leave what a finished run keeps; also where it was finished before, for a kill may have come before this."""
+    best_step = None if run.validation is None else run.best_step
+    with phase("prune", run.best_step), tidying():
+        RunDirectory(run.path).tidy(best_step, config.keep if config.save_every else 0)
 
 
 def _run(pipeline: Pipeline, directory: RunDirectory, best: Evaluation | None, steps: int, best_step: int) -> Run:
