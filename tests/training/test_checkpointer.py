@@ -253,6 +253,23 @@ def test_a_damaged_snapshot_is_set_aside_and_the_one_before_taken(
     assert [entry["name"] for entry in starts[-1]["set_aside"]] == ["step-000009"]
 
 
+def test_a_snapshot_that_cannot_be_read_now_is_left_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from warmstart.training import checkpointer
+
+    Loop(tmp_path).run(10)
+    before = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    for error in (MemoryError(), OSError(24, "Too many open files")):
+
+        def fail(path: Path, error: Exception = error) -> Any:
+            raise error
+
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpointer, "read_tensors", fail)
+            assert _code(Loop(tmp_path).run, ws.TrainingError) == "snapshot-unread"
+        assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == before
+    assert Loop(tmp_path).run() == 9  # the healthy twin
+
+
 def _code(action: Callable[[], Any], kind: type[ws.WarmstartError]) -> str:
     with pytest.raises(kind) as caught:
         action()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +141,37 @@ def test_an_optimizer_goes_on_as_if_it_had_not_been_saved(kind: str, tmp_path: P
         step(model, optimizer, seed)
         step(again, resumed, seed)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+
+
+def test_a_file_that_cannot_be_read_now_is_not_said_to_be_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "state"
+    write_tensors(path, {"a": torch.ones(3)})
+    real = Path.open
+    for failure in (errno.EMFILE, errno.ENOMEM, errno.EACCES, errno.ESTALE, errno.EIO, errno.ENOENT):
+
+        def opened(self: Path, *arguments: Any, failure: int = failure, **named: Any) -> Any:
+            if self == path:
+                raise OSError(failure, os.strerror(failure), str(path))
+            return real(self, *arguments, **named)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "open", opened)
+            for read in (read_tensors, read_values):
+                with pytest.raises((OSError, CheckpointError)) as caught:
+                    read(path)
+                assert isinstance(caught.value, CheckpointError) == (failure == errno.ENOENT)
+    full = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 12 bytes.")
+    for error in (MemoryError(), full):
+
+        def clone(self: torch.Tensor, error: Exception = error) -> Any:
+            raise error
+
+        with monkeypatch.context() as patch, pytest.raises(type(error)):
+            patch.setattr(torch.Tensor, "clone", clone)
+            read_tensors(path)
+    assert torch.equal(read_tensors(path)["a"], torch.ones(3))  # the healthy twin
 
 
 @pytest.mark.parametrize("damage", [b"", b"\xff" * 40, b"\x80\x00\x00\x00\x00\x00\x00\x00{"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import logging
 import os
@@ -24,7 +25,7 @@ from warmstart.provenance import folder_digest
 from warmstart.training.attempts import Attempts
 from warmstart.training.run import RunDirectory
 from warmstart.training.snapshot_folder import snapshots
-from warmstart.training.snapshots import read_snapshot
+from warmstart.training.snapshots import newest_verified, read_snapshot
 from warmstart.verbs.fitting import Progress
 
 ROWS = reviews(60)
@@ -458,6 +459,41 @@ def test_c15_a_damaged_snapshot_is_set_aside_with_its_reason_and_the_one_before_
     reason = start["set_aside"][0]["reason"]
     assert f"set aside as {aside.name}: {reason}" in caplog.text and len(reason) > 10
     assert aside.is_file() or reason in (aside / "REASON.txt").read_text()
+
+
+CANNOT_NOW = (
+    MemoryError(),
+    RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 12 bytes."),
+    *(OSError(each, os.strerror(each)) for each in (errno.EMFILE, errno.ENOMEM, errno.EACCES, errno.ESTALE, errno.EIO)),
+)
+
+
+def test_c15_a_snapshot_that_cannot_be_read_now_is_left_as_it_is(
+    checkpoint: Path, peace: ws.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from warmstart.checkpoints import manifest
+    from warmstart.training import snapshots as module
+
+    run = _interrupted(checkpoint, tmp_path / "r")
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    places: tuple[tuple[Any, str], ...] = ((os, "open"), (manifest, "sha256"), (module, "read_tensors"))
+    for place, error in itertools.product(places, CANNOT_NOW):
+
+        def fail(path: Path, *arguments: Any, error: BaseException = error) -> Any:
+            raise error
+
+        with monkeypatch.context() as patch, pytest.raises(ws.TrainingError) as caught:
+            patch.setattr(*place, fail)
+            newest_verified(run / "checkpoints", lambda state: None)
+        assert caught.value.code == "snapshot-unread" and "step-000007" in str(caught.value.where)
+        assert (str(error.args[-1]) if error.args else "MemoryError") in caught.value.what
+        assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    with monkeypatch.context() as patch, pytest.raises(ws.TrainingError):
+        patch.setattr(module, "read_tensors", fail)
+        _train(checkpoint, run)
+    assert len(Attempts(run / "attempts.jsonl").starts()) == 1
+    _assert_as_in_peace(_train(checkpoint, run), peace)
+    assert _attempts(run)[2]["began_at"] == 7
 
 
 def test_c15_without_any_whole_snapshot_a_run_starts_over(checkpoint: Path, peace: ws.Run, tmp_path: Path) -> None:

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
 from warmstart.checkpoints.commit import remove_folder
+from warmstart.checkpoints.files import find_file
 from warmstart.checkpoints.manifest import NAME as MANIFEST
 from warmstart.checkpoints.manifest import check_manifest
 from warmstart.durable import is_unsupported
-from warmstart.errors import CheckpointError
+from warmstart.errors import CheckpointError, TrainingError
 
 log = logging.getLogger("warmstart")
 
@@ -35,7 +37,7 @@ def snapshots(folder: Path) -> list[Path]:
 
 def check_committed(path: Path) -> None:
     """Compare a snapshot with its manifest. Raises CheckpointError "snapshot-uncommitted" for one without."""
-    if not (path / MANIFEST).is_file():
+    if find_file(path, MANIFEST) is None:
         raise CheckpointError(
             "snapshot-uncommitted",
             "the snapshot has no manifest, so it was never whole",
@@ -46,21 +48,43 @@ def check_committed(path: Path) -> None:
 
 
 def newest(folder: Path, read: Callable[[Path], T]) -> tuple[T | None, list[dict[str, str]]]:
-    """What `read` gives for the newest snapshot it does not refuse, and what was set aside to come to it.
+    """What `read` gives for the newest snapshot that is not damaged, and what was set aside to come to it.
 
-    What it refuses, by CheckpointError or OSError, is renamed to `step-….rejected`, with the reason as the file
-    REASON.txt in it, and said.
+    What it refuses by CheckpointError is renamed to `step-….rejected`, with the reason as the file REASON.txt in it,
+    and said. Raises TrainingError "snapshot-unread", see `proving_damage`; nothing is renamed then.
     """
     rejected: list[dict[str, str]] = []
     for path in reversed(snapshots(folder)):
         try:
-            return read(path), rejected
-        except (CheckpointError, OSError) as error:
-            reason = error.what if isinstance(error, CheckpointError) else str(error)
-            rejected.append({"name": path.name, "reason": reason})
+            with proving_damage(path):
+                return read(path), rejected
+        except CheckpointError as error:
+            rejected.append({"name": path.name, "reason": error.what})
             aside = set_aside(path, str(error))
-            log.warning("%s is damaged and was set aside as %s: %s", path.name, aside.name, reason)
+            log.warning("%s is damaged and was set aside as %s: %s", path.name, aside.name, error.what)
     return None, rejected
+
+
+@contextmanager
+def proving_damage(path: Path) -> Iterator[None]:
+    """A CheckpointError comes out of a block of this only where it proves that `path` is not what was saved.
+
+    Raises TrainingError "snapshot-unread" where memory, file handles, permissions, a disk or a network kept it from
+    being read: it may be whole, and what is newest is known only when it was read.
+    """
+    try:
+        yield
+    except (CheckpointError, OSError, MemoryError, RuntimeError) as error:  # RuntimeError: torch, out of memory
+        if isinstance(error, CheckpointError) and error.code != "file-unreadable":
+            raise
+        reason = error.what if isinstance(error, CheckpointError) else str(error) or type(error).__name__
+        raise TrainingError(
+            "snapshot-unread",
+            f"{path.name} could not be read, which does not prove it damaged, and nothing was changed: {reason}",
+            where=str(path),
+            fix="run the same again with more free memory, and with access to the folder; "
+            "if its disk cannot read it any more, move the folder away",
+        ) from error
 
 
 def set_aside(path: Path, reason: str) -> Path:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from warmstart.errors import CheckpointError
 
@@ -25,6 +25,8 @@ _DTYPES = {
     torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.bool: "BOOL",
     torch.uint64: "U64", torch.uint32: "U32", torch.uint16: "U16", torch.uint8: "U8", torch.complex64: "C64",
 }  # fmt: skip
+# What says of a file that it is not there; any other OSError says nothing of it.
+_MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 
 
 def pack(tree: Any) -> tuple[Any, dict[str, torch.Tensor]]:
@@ -112,20 +114,25 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> str:
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a safetensors file, each in memory of its own. Raises CheckpointError `state-unreadable`."""
+    """The tensors of a safetensors file, each in memory of its own.
+
+    Raises CheckpointError `state-unreadable` for a file that is no such file or is not there; OSError, MemoryError and
+    torch's RuntimeError for one that cannot be read now.
+    """
     try:
+        path.open("rb").close()  # of any file that it cannot open, safetensors says that it is not there
         with safe_open(str(path), framework="pt") as file:
             # A view of the mapped file lies where the file says; memory of its own is aligned as torch aligns it.
             return {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 – not a dict
-    except Exception as error:  # its errors derive from Exception alone
+    except (*_MISSING, SafetensorError) as error:
         raise _unreadable(path, str(error)) from None
 
 
 def read_values(path: Path) -> Any:
-    """What a JSON file of ours holds. Raises CheckpointError `state-unreadable`."""
+    """What a JSON file of ours holds. Raises as `read_tensors` does."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+    except (*_MISSING, ValueError, RecursionError) as error:
         raise _unreadable(path, str(error)) from None
 
 
