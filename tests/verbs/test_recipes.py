@@ -88,9 +88,9 @@ def test_the_average_is_what_is_evaluated_and_saved(tiny: Callable[..., Path], t
 
     real = verb.fit_pipeline
 
-    def spied(prepared: Any, directory: Any, progress: Any, start: Any) -> Any:
+    def spied(prepared: Any, directory: Any, progress: Any, *rest: Any) -> Any:
         followed.append({n: p.detach().clone() for n, p in prepared.pipeline.model.named_parameters()})
-        return real(prepared, directory, follow(prepared.pipeline), start)
+        return real(prepared, directory, follow(prepared.pipeline), *rest)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(verb, "fit_pipeline", spied)

@@ -21,11 +21,15 @@ import warmstart as ws
 from support.file_faults import Operations, operations_of, watched
 from support.runs import FAST, reviews, weights_sha256
 from warmstart.cli.main import run as command_line
+from warmstart.evaluation import Evaluation
 from warmstart.provenance import folder_digest
 from warmstart.training.attempts import Attempts
 from warmstart.training.run import RunDirectory
 from warmstart.training.snapshot_folder import snapshots
 from warmstart.training.snapshots import newest_verified, read_snapshot
+from warmstart.training.trained_weights import TrainedWeights
+from warmstart.verbs import fitting as fitting_module
+from warmstart.verbs import train as train_module
 from warmstart.verbs.fitting import Progress
 
 ROWS = reviews(60)
@@ -140,6 +144,71 @@ def test_k84_a_signal_in_an_evaluation_gives_it_up_and_resuming_makes_it(
     state = read_snapshot(tmp_path / "r" / "checkpoints" / "step-000005").state
     assert (state.step.step, state.evaluated, state.selection.best) == (5, 0, None)
     _assert_as_in_peace(_train(checkpoint, tmp_path / "r"), peace)
+
+
+# What is done between the last step and the end, by the object and the name of what does it.
+LAST: tuple[tuple[Any, str], ...] = (
+    (TrainedWeights, "finish"),
+    (fitting_module, "save_model"),
+    (Evaluation, "write_predictions"),
+    (train_module, "write_report"),
+    (RunDirectory, "note_end"),
+    (RunDirectory, "tidy"),
+)
+
+
+def _sending(real: Callable[..., Any], send: Callable[[], None], output: Path) -> Callable[..., Any]:
+    """`real`, which gets a signal once the last step is made and evaluated: its weights are the best."""
+
+    def call(*arguments: Any, **named: Any) -> Any:
+        if (output / "checkpoints" / "best-000015").exists():
+            send()
+        return real(*arguments, **named)
+
+    return call
+
+
+def _no_default(number: int, frame: Any) -> None:
+    raise AssertionError("nobody listens")
+
+
+@pytest.mark.parametrize("place", LAST, ids=lambda place: place[1])
+@pytest.mark.parametrize(("number", "ends"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
+def test_k84_one_signal_after_the_last_step_waits_until_the_run_is_finished(
+    number: int, ends: type[BaseException], place: tuple[Any, str], checkpoint: Path, peace: ws.Run, tmp_path: Path
+) -> None:
+    run, real = tmp_path / "r", getattr(*place)
+    before = signal.signal(number, _no_default)
+    try:
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(ends) as caught:
+            patch.setattr(*place, _sending(real, _once(_signal(number)), run))
+            _train(checkpoint, run, save_every=None)
+        assert ends is KeyboardInterrupt or caught.value.code == 143
+        assert signal.getsignal(number) == _no_default
+    finally:
+        signal.signal(number, before)
+    assert [line.get("ended") for line in _attempts(run)] == [None, "finished"]
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["best"]
+    assert weights_sha256(_train(checkpoint, run, save_every=None)) == weights_sha256(peace)
+    assert len(_attempts(run)) == 2
+
+
+def _once(action: Callable[[], None]) -> Callable[[], None]:
+    left = [action]
+    return lambda: left.pop()() if left else None
+
+
+@pytest.mark.parametrize("place", [place for place in LAST if place[1] in ("save_model", "write_report")])
+def test_k84_two_signals_after_the_last_step_end_it_at_once(
+    place: tuple[Any, str], checkpoint: Path, peace: ws.Run, tmp_path: Path
+) -> None:
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(*place, _sending(getattr(*place), _signal(signal.SIGINT, times=2), tmp_path / "r"))
+        _train(checkpoint, tmp_path / "r")
+    assert _attempts(tmp_path / "r")[-1] == {"attempt": 1, "ended": "interrupted", "step": 15}
+    assert (tmp_path / "r" / "model").exists() == (place[1] == "write_report")
+    _assert_as_in_peace(_train(checkpoint, tmp_path / "r"), peace)
+    assert [line["began_at"] for line in _attempts(tmp_path / "r") if "began_at" in line] == [0, 14]
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

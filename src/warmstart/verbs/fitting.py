@@ -10,7 +10,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -39,7 +39,7 @@ from warmstart.training.run import RunDirectory
 from warmstart.training.selection import Selection
 from warmstart.training.snapshots import Snapshot, State, best_steps, save_snapshot
 from warmstart.training.state_files import pack
-from warmstart.training.stopping import Stop, listening
+from warmstart.training.stopping import Stop
 from warmstart.training.threads import threads
 from warmstart.training.top_layers import training_top
 from warmstart.training.trained_weights import TrainedWeights
@@ -87,7 +87,8 @@ class Fitting:
     pace: Pace
     guards: Guards
     weights: TrainedWeights
-    stop: Stop = field(default_factory=Stop)
+    stop: Stop
+    stopped: bool = False  # the loop ended because of `stop`, with work left to do
     steps: int = 0
     evaluated: int = 0
     best: Evaluation | None = None
@@ -123,9 +124,10 @@ class Fitting:
         self.weights.after_step(step.step)
         self.report(step)
         over = self.evaluate_if_due(step)
-        if self.stop.signal is not None or (not over and self.pace.due(step.step)):
+        self.stopped = self.stop.signal is not None  # asked once: a signal from here on is for the next step
+        if self.stopped or (not over and self.pace.due(step.step)):
             self.snapshot(step)
-        return over or self.stop.signal is not None
+        return over or self.stopped
 
     def evaluate_if_due(self, step: Step) -> bool:
         """Evaluate after a step, unless that is done; True if no further step is to be made."""
@@ -135,6 +137,7 @@ class Fitting:
                 with phase("evaluation", step.step), self.weights.as_result():
                     self.validate(step)
             except _StopAsked:
+                self.stopped = True
                 return True
         return self.selection.exhausted
 
@@ -250,16 +253,13 @@ def keep_step(fitting: Fitting, places: Sequence[Where], task: Task, bad: BadSte
 
 
 def fit_pipeline(
-    prepared: Prepared, directory: RunDirectory, progress: Callable[[Progress], None] | None, start: Start
+    prepared: Prepared, directory: RunDirectory, progress: Callable[[Progress], None] | None, start: Start, stop: Stop
 ) -> Fitting:
-    """Train from `start` to the end. Raises KeyboardInterrupt or SystemExit after a signal, with a snapshot saved."""
+    """Train from `start` to the end. Raises KeyboardInterrupt or SystemExit, with a snapshot saved, where `stop` asks
+    for it before the last step is made and evaluated."""
     config, pipeline = _settled(prepared, directory, start), prepared.pipeline
-    fitting = _fitting(prepared, config, directory, progress, start)
-    with (
-        listening() as fitting.stop,
-        threads(start.threads),
-        recomputing(pipeline.model, config.gradient_checkpointing),
-    ):
+    fitting = _fitting(prepared, config, directory, progress, start, stop)
+    with threads(start.threads), recomputing(pipeline.model, config.gradient_checkpointing):
         if start.snapshot is not None:
             fitting.restore(start.snapshot)
         with (
@@ -286,10 +286,10 @@ def fit_pipeline(
                     start=fitting.steps,
                     guards=fitting.guards,
                 )
-    if fitting.stop.signal is not None:
+    if fitting.stopped:
         total = fitting.schedule.total
         log.warning("stopped after step %d of %d; the same call goes on from there", fitting.steps, total)
-        raise fitting.stop.outcome()
+        raise stop.outcome()
     fitting.weights.finish()
     pipeline.model.eval()
     return fitting
@@ -316,6 +316,7 @@ def _fitting(
     directory: RunDirectory,
     progress: Callable[[Progress], None] | None,
     start: Start,
+    stop: Stop,
 ) -> Fitting:
     pipeline = prepared.pipeline
     assert config.learning_rate is not None
@@ -336,6 +337,7 @@ def _fitting(
         optimizer=optimizer,
         scheduler=prepared.scheduler or scheduler(optimizer, config, schedule.total),
         start=start,
+        stop=stop,
         selection=Selection(config.patience),
         pace=Pace(config.save_every),
         guards=Guards(Cuts(directory.read_cuts()), scaler_for(config.precision, pipeline.device)),

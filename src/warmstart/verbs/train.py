@@ -23,13 +23,14 @@ from warmstart.training.model_card import RunFacts
 from warmstart.training.phases import phase
 from warmstart.training.recipe import Recipe
 from warmstart.training.run import RunDirectory, tidying
+from warmstart.training.stopping import listening
 from warmstart.verbs.evaluate import evaluate_rows
 from warmstart.verbs.fitting import Fitting, Progress, fit_pipeline
 from warmstart.verbs.kept_evaluation import read_evaluation
 from warmstart.verbs.load import check_option_names, load, options_of
 from warmstart.verbs.own_optimizer import MakeOptimizer, MakeScheduler, check_settings, with_own
 from warmstart.verbs.preparing import Prepared, prepare_run
-from warmstart.verbs.resuming import begin, recorded
+from warmstart.verbs.resuming import Start, begin, recorded
 
 log = logging.getLogger("warmstart")
 
@@ -112,12 +113,20 @@ def train(
         recipe = _recipe(model, data, validation, columns, prepared)
         start = begin(directory, recipe, prepared.provenance, force=force)
         if start.finished is not None:
-            run = _finished(directory, start.finished, prepared)
-        else:
-            with recorded(directory, start):
-                run = _finish(fit_pipeline(prepared, directory, progress, start), prepared, start.attempt)
+            return _finished(directory, start.finished, prepared)
+        return _fit(prepared, directory, progress, start)
+
+
+def _fit(prepared: Prepared, directory: RunDirectory, progress: Callable[[Progress], None] | None, start: Start) -> Run:
+    """Train to the end and finish. A signal that comes after the last step is obeyed when the run is finished."""
+    with listening() as stop:
+        with recorded(directory, start):
+            run = _finish(fit_pipeline(prepared, directory, progress, start, stop), prepared, start.attempt)
         _tidy(run, prepared.config)
-        return run
+    if stop.signal is not None:
+        log.warning("stopped after the last step; the run is finished, and the same call gives its result")
+        raise stop.outcome()
+    return run
 
 
 def _recipe(
@@ -146,7 +155,6 @@ def _finish(fitting: Fitting, prepared: Prepared, attempt: int) -> Run:
     with phase("finish", fitting.steps):
         if best is not None:
             load_weights(pipeline.model, directory.best_checkpoint(best_step))
-            best.write_predictions(directory.predictions)
         facts = RunFacts(
             task=pipeline.task.name,
             base=prepared.base,
@@ -160,7 +168,9 @@ def _finish(fitting: Fitting, prepared: Prepared, attempt: int) -> Run:
         )
         task = pipeline.task
         own = task.files(width=pipeline.model.config.hidden_size) if isinstance(task, WritesFiles) else {}
-        fitting.save(directory.model, {**own, **facts.files()})
+        fitting.save(directory.model, {**own, **facts.files()})  # before all that is only about it
+        if best is not None:
+            best.write_predictions(directory.predictions)
         try:
             write_report(directory.path)
         except Exception as error:  # the result is saved: a page about it is no reason to lose it
@@ -180,11 +190,13 @@ def _finished(directory: RunDirectory, end: Mapping[str, Any], prepared: Prepare
         except CheckpointError as error:
             log.warning("%s; the weights are evaluated again", error.what)
             best = evaluate_rows(pipeline, prepared.held_out)
-    return _run(pipeline, directory, best, end["step"], end["best_step"])
+    run = _run(pipeline, directory, best, end["step"], end["best_step"])
+    _tidy(run, prepared.config)  # a kill may have come before it
+    return run
 
 
 def _tidy(run: Run, config: TrainConfig) -> None:
-    """Leave what a finished run keeps; also where it was finished before, for a kill may have come before this."""
+    """Leave what a finished run keeps."""
     best_step = None if run.validation is None else run.best_step
     with phase("prune", run.best_step), tidying():
         RunDirectory(run.path).tidy(best_step, config.keep if config.save_every else 0)
