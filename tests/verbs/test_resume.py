@@ -146,6 +146,59 @@ def test_k84_a_signal_in_an_evaluation_gives_it_up_and_resuming_makes_it(
     _assert_as_in_peace(_train(checkpoint, tmp_path / "r"), peace)
 
 
+def test_a_resumed_evaluation_computes_in_the_numbers_of_the_run(
+    checkpoint: Path, peace: ws.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Denormals are flushed in it as in those that the loop makes."""
+    real = fitting_module.evaluate_rows
+    flushes: list[bool] = []
+
+    def seen(*arguments: Any, **named: Any) -> Any:
+        if not flushes:
+            os.kill(os.getpid(), signal.SIGINT)
+        flushes.append(not (torch.full((1,), torch.finfo(torch.float32).tiny) / 4).view(torch.int32).any())
+        return real(*arguments, **named)
+
+    monkeypatch.setattr(fitting_module, "evaluate_rows", seen)
+    with pytest.raises(KeyboardInterrupt):
+        _train(checkpoint, tmp_path / "r")
+    _assert_as_in_peace(_train(checkpoint, tmp_path / "r"), peace)
+    assert flushes == [True] * 4  # one was given up
+
+
+@pytest.mark.parametrize("name", ["prune", "prune_best"])
+def test_what_cannot_be_removed_while_a_run_goes_is_warned_about(
+    name: str, checkpoint: Path, peace: ws.Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    real = getattr(RunDirectory, name)
+
+    def fail(self: RunDirectory, *arguments: Any) -> None:
+        if _steps(self.path)[-1] < 15:
+            raise ws.WarmstartError("run-unwritable", "x is read-only", fix="y")
+        real(self, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunDirectory, name, fail)
+        done = _train(checkpoint, tmp_path / "r")
+    assert "could not be removed: x is read-only" in caplog.text
+    _assert_as_in_peace(done, peace)  # the next time removed it
+
+
+def test_best_weights_that_a_snapshot_may_need_are_not_removed_while_it_cannot_be_read(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from warmstart.training import snapshots as module
+
+    def fail(path: Path) -> Any:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    run = _interrupted(checkpoint, tmp_path / "r")
+    assert module.best_steps(run / "checkpoints") == {5}
+    monkeypatch.setattr(module, "read_values", fail)
+    with pytest.raises(OSError, match="Too many"):
+        module.best_steps(run / "checkpoints")  # the run warns about it, as of all that it could not remove
+
+
 # What is done between the last step and the end, by the object and the name of what does it.
 LAST: tuple[tuple[Any, str], ...] = (
     (TrainedWeights, "finish"),

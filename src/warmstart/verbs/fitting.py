@@ -30,12 +30,13 @@ from warmstart.training.fetching import tells_of_a_worker
 from warmstart.training.loop import Guards, Schedule, Step, check_finite, fit, not_finite
 from warmstart.training.memory import Cuts
 from warmstart.training.nonfinite import BadStep, write_bad_step
+from warmstart.training.numerics import numerics
 from warmstart.training.optimizers import adamw, scaler_for, scheduler
 from warmstart.training.pace import Pace
 from warmstart.training.phases import phase
 from warmstart.training.precision import is_measured, measure, recorded
 from warmstart.training.recomputing import recomputing
-from warmstart.training.run import RunDirectory
+from warmstart.training.run import RunDirectory, tidying
 from warmstart.training.selection import Selection
 from warmstart.training.snapshots import Snapshot, State, best_steps, save_snapshot
 from warmstart.training.state_files import pack
@@ -154,7 +155,8 @@ class Fitting:
             with phase("save", step.step):
                 target = self.directory.checkpoints / f"best-{step.step:06d}"
                 self.save(target, {EVALUATION: to_bytes(evaluation)})
-            self.prune_best()
+            with tidying():
+                self.prune_best()
 
     def evaluate(self) -> Evaluation:
         check_finite(self.pipeline.model, self.steps)
@@ -197,7 +199,7 @@ class Fitting:
         except CheckpointError as error:
             log.warning("no snapshot of step %d: %s%s; the run goes on", step.step, error.what, self._space(state))
         else:
-            with phase("prune", step.step):
+            with phase("prune", step.step), tidying():
                 self.directory.prune(max(LEAST_KEPT, self.config.keep))
                 self.prune_best()
         self.pace.saved(time.monotonic() - started)
@@ -272,7 +274,11 @@ def fit_pipeline(
             task = prepared.batches.task
             if start.snapshot is None:
                 check_additive(pipeline.model, task, prepared.batches, config, device=pipeline.device)
-            if start.snapshot is None or not fitting.evaluate_if_due(start.snapshot.state.step):
+            over = False
+            if start.snapshot is not None:
+                with numerics(pipeline.device):  # as every evaluation that `fit` makes
+                    over = fitting.evaluate_if_due(start.snapshot.state.step)
+            if not over:
                 fit(
                     pipeline.model,
                     task,
