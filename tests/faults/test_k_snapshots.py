@@ -76,7 +76,7 @@ class Work:
     def check(self) -> int:
         """A verified snapshot is there, whose weights and optimizer are those of its step; returns the step."""
         sweep(self.directory.checkpoints)
-        found, rejected = newest_verified(self.directory.checkpoints, lambda state: None)
+        found, rejected = newest_verified(self.directory.checkpoints)
         assert found is not None and rejected == []
         left = {path.name for path in self.directory.checkpoints.iterdir()}
         assert left <= {"step-000001", "step-000002"} and found.path.name in left
@@ -281,7 +281,7 @@ def _resumed_at(directory: RunDirectory) -> int | None:
         return None
     directory.sweep()
     assert directory.read_provenance()["a"] == 1 and (directory.path / "config.toml").read_text() == "[train]\n"
-    found, rejected = newest_verified(directory.checkpoints, lambda state: None)
+    found, rejected = newest_verified(directory.checkpoints)
     assert rejected == []
     if found is None:
         return 0
@@ -335,7 +335,7 @@ def test_f88_a_real_file_system_that_refuses_is_an_error_of_ours(work: Work) -> 
 def test_weights_and_optimizer_of_a_snapshot_are_those_that_were_saved(work: Work) -> None:
     work.reset()
     work.save(2)
-    found, _ = newest_verified(work.directory.checkpoints, lambda state: None)
+    found, _ = newest_verified(work.directory.checkpoints)
     assert found is not None
     fresh = ws.load(work.directory.step_checkpoint(1))
     load_weights(fresh.model, found.path)
@@ -378,7 +378,7 @@ def test_f91_a_file_system_that_renames_no_folder_has_whole_snapshots_by_their_m
     state.write_text(state.read_text() + " ")
     never_whole = "no manifest, so it was never whole"  # set aside by renaming it, or, where that cannot be, for good
     for reason in ("is not the file that was saved", never_whole if missing != "fsync of folders" else None):
-        found, rejected = newest_verified(work.directory.checkpoints, lambda state: None)
+        found, rejected = newest_verified(work.directory.checkpoints)
         assert found is not None and found.state.step.step == 1
         assert [entry["name"] for entry in rejected] == ([] if reason is None else ["step-000002"])
         assert all(reason in entry["reason"] for entry in rejected if reason)
@@ -400,6 +400,6 @@ def test_f91_k85_a_kill_while_files_are_copied_to_their_place_leaves_the_snapsho
         work.reset()
         assert killed_at(number, save)
         sweep(work.directory.checkpoints)
-        found, rejected = newest_verified(work.directory.checkpoints, lambda state: None)
+        found, rejected = newest_verified(work.directory.checkpoints)
         assert found is not None and found.state.step.step in (1, 2)
         assert found.state.step.step == 2 or [entry["name"] for entry in rejected] == ["step-000002"]

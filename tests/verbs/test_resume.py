@@ -606,7 +606,7 @@ def test_c15_a_snapshot_that_cannot_be_read_now_is_left_as_it_is(
 
         with monkeypatch.context() as patch, pytest.raises(ws.TrainingError) as caught:
             patch.setattr(*place, fail)
-            newest_verified(run / "checkpoints", lambda state: None)
+            newest_verified(run / "checkpoints")
         assert caught.value.code == "snapshot-unread" and "step-000007" in str(caught.value.where)
         assert (str(error.args[-1]) if error.args else "MemoryError") in caught.value.what
         assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
@@ -627,12 +627,48 @@ def test_c15_without_any_whole_snapshot_a_run_starts_over(checkpoint: Path, peac
     assert len(_attempts(run)[2]["set_aside"]) == 2
 
 
-def test_lost_best_weights_are_made_again(checkpoint: Path, peace: ws.Run, tmp_path: Path) -> None:
+def _flip_evaluation(best: Path) -> None:
+    _flip(best / "evaluation.json")
+
+
+@pytest.mark.parametrize(
+    "damage", [shutil.rmtree, _remove_manifest, _flip_evaluation], ids=lambda damage: damage.__name__
+)
+def test_c15_without_its_best_weights_a_run_is_refused_and_no_whole_snapshot_set_aside(
+    damage: Callable[[Path], None], checkpoint: Path, peace: ws.Run, tmp_path: Path
+) -> None:
     run = _interrupted(checkpoint, tmp_path / "r")
     [best] = (run / "checkpoints").glob("best-*")
-    shutil.rmtree(best)
-    _assert_as_in_peace(_train(checkpoint, run), peace)
-    assert "best weights" in _attempts(run)[2]["set_aside"][0]["reason"]
+    shutil.copytree(best, tmp_path / "kept")
+    damage(best)
+    files = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    with pytest.raises(ws.CheckpointError) as caught:
+        _train(checkpoint, run)
+    error = caught.value
+    assert error.code == "best-damaged" and str(best) in str(error.where) and "step-000007 is whole" in error.what
+    assert "after step 5" in error.what and "--force" in error.fix
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == files
+    shutil.rmtree(best, ignore_errors=True)
+    shutil.copytree(tmp_path / "kept", best)
+    _assert_as_in_peace(_train(checkpoint, run), peace)  # put back
+    assert [line["began_at"] for line in Attempts(run / "attempts.jsonl").starts()] == [0, 7]
+
+
+def test_without_its_best_weights_a_run_goes_on_by_force_or_starts_over(
+    checkpoint: Path, peace: ws.Run, tmp_path: Path
+) -> None:
+    run = _interrupted(checkpoint, tmp_path / "r")
+    shutil.rmtree(run / "checkpoints" / "best-000005")
+    shutil.copytree(run, tmp_path / "again")
+    forced = _train(checkpoint, run, force=True)
+    assert forced.steps == 15 and forced.best_step in (10, 15) and _steps(run) == list(range(1, 16))
+    [entry] = json.loads((run / "provenance.json").read_text())["lineage"]
+    assert entry["after_step"] == 7 and entry["differences"] == [{"name": "best_step", "before": 5, "now": None}]
+    assert json.loads((forced.model / "warmstart.json").read_text())["lineage"] == [entry]
+    assert [line["began_at"] for line in Attempts(run / "attempts.jsonl").starts()] == [0, 7]
+    for path in snapshots(tmp_path / "again" / "checkpoints"):
+        path.rename(tmp_path / path.name)
+    _assert_as_in_peace(_train(checkpoint, tmp_path / "again"), peace)
 
 
 def test_what_kills_left_half_done_is_swept_and_lines_beyond_the_snapshot_are_cut(

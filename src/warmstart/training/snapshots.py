@@ -13,7 +13,7 @@ No generator is saved: order, masks and dropout are functions of (seed, epoch or
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -111,18 +111,12 @@ def read_snapshot(path: Path) -> Snapshot:
     return Snapshot(path, state)
 
 
-def newest_verified(folder: Path, check: Callable[[State], None]) -> tuple[Snapshot | None, list[dict[str, str]]]:
+def newest_verified(folder: Path) -> tuple[Snapshot | None, list[dict[str, str]]]:
     """The newest snapshot in `folder` (`checkpoints/`) that verifies, and what was set aside to come to it.
 
-    `check` may refuse a state by a CheckpointError, for what it needs beside itself.
+    Raises TrainingError "snapshot-unread", as `snapshot_folder.newest` does.
     """
-
-    def read(path: Path) -> Snapshot:
-        snapshot = read_snapshot(path)
-        check(snapshot.state)
-        return snapshot
-
-    return newest(folder, read)
+    return newest(folder, read_snapshot)
 
 
 def best_steps(folder: Path) -> set[int]:

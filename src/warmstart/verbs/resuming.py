@@ -11,15 +11,14 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from warmstart.checkpoints.manifest import NAME as MANIFEST
-from warmstart.checkpoints.manifest import check_manifest
 from warmstart.errors import CheckpointError, UsageError, WarmstartError
 from warmstart.training.config import plain
 from warmstart.training.lineage import Difference, as_records, differences, identity, numerics_of, refused
 from warmstart.training.recipe import Recipe, read_recipe
 from warmstart.training.run import CONFIG, RunDirectory
 from warmstart.training.selection import Selection
-from warmstart.training.snapshots import Snapshot, State, newest_verified
+from warmstart.training.snapshot_folder import check_committed, proving_damage
+from warmstart.training.snapshots import Snapshot, newest_verified
 
 log = logging.getLogger("warmstart")
 
@@ -42,7 +41,8 @@ def begin(directory: RunDirectory, recipe: Recipe, provenance: Mapping[str, Any]
     """Write down what a new run is made from; or compare it with what a begun one was, and find its newest snapshot.
 
     Raises UsageError "resume-differs" where something else was asked for than the run was begun with, "run-finished"
-    where that was forced upon a finished run, "run-damaged"; WarmstartError "run-unwritable".
+    where that was forced upon a finished run, "run-damaged"; WarmstartError "run-unwritable"; CheckpointError
+    "best-damaged"; TrainingError "snapshot-unread".
     """
     if not directory.check_usable():
         directory.write_config(recipe.text())
@@ -63,7 +63,17 @@ def begin(directory: RunDirectory, recipe: Recipe, provenance: Mapping[str, Any]
     digits = differences(numerics_of(before), numerics_of(provenance))
     threads = before.get("numerics", {}).get("threads")
     _say(found, digits, threads)
-    snapshot, aside = _newest(directory, found)
+    snapshot, aside = newest_verified(directory.checkpoints)
+    # Other validation rows make what was chosen by the old ones worthless.
+    rechosen = any(difference.name.startswith("data.validation") for difference in found)
+    if snapshot is not None and snapshot.state.selection.best is not None:
+        lost = [] if rechosen else _lost_best(directory, snapshot, force=force)
+        digits += lost
+        if lost or rechosen:
+            log.warning("the best weights are chosen anew, among those that are evaluated from here on")
+            snapshot = dataclasses.replace(
+                snapshot, state=dataclasses.replace(snapshot.state, selection=Selection(None))
+            )
     step = 0 if snapshot is None else snapshot.state.step.step
     digits = [difference for difference in digits if difference.name != "numerics.threads"]
     attempt = directory.note_start(step, set_aside=aside, differences=as_records([*found, *digits]))
@@ -101,27 +111,28 @@ def _ending(error: BaseException) -> tuple[Any, str | None]:
     return "failed", error.code if isinstance(error, WarmstartError) else type(error).__name__
 
 
-def _newest(directory: RunDirectory, found: list[Difference]) -> tuple[Snapshot | None, list[dict[str, str]]]:
-    """The newest verified snapshot. Other validation rows make what was chosen by the old ones worthless."""
-    rechosen = any(difference.name.startswith("data.validation") for difference in found)
+def _lost_best(directory: RunDirectory, snapshot: Snapshot, *, force: bool) -> list[Difference]:
+    """The difference that the best weights make which a snapshot knows of, if they are damaged and that is forced.
 
-    def check(state: State) -> None:
-        if state.selection.best is not None and not rechosen:
-            best = directory.best_checkpoint(state.selection.best_step)
-            if not (best / MANIFEST).is_file():
-                raise CheckpointError(
-                    "best-missing",
-                    f"the best weights of the run, those after step {state.selection.best_step}, are not there",
-                    where=str(best),
-                    fix="put the folder back; without it the run starts over",
-                )
-            check_manifest(best)
-
-    snapshot, aside = newest_verified(directory.checkpoints, check)
-    if snapshot is not None and rechosen:
-        state = dataclasses.replace(snapshot.state, selection=Selection(None), evaluated=snapshot.state.step.step)
-        snapshot = Snapshot(snapshot.path, state)
-    return snapshot, aside
+    Raises CheckpointError "best-damaged"; TrainingError "snapshot-unread" if they cannot be read now, by force too.
+    """
+    step = snapshot.state.selection.best_step
+    best = directory.best_checkpoint(step)
+    try:
+        with proving_damage(best):
+            check_committed(best)
+    except CheckpointError as error:
+        if force:
+            return [Difference("best_step", step, None)]
+        raise CheckpointError(
+            "best-damaged",
+            f"{snapshot.path.name} is whole, and the best weights it knows of, those after step {step}, are "
+            f"{f'damaged: {error.what}' if best.exists() else 'gone'}; without them the run may end with others",
+            where=str(best),
+            fix="put the folder back; or give --force (force=True), which is recorded: the best are then chosen among "
+            f"those evaluated from here on; or move {best.parent.name}/step-… away, and the run starts over",
+        ) from None
+    return []
 
 
 def _say(found: list[Difference], digits: list[Difference], threads: Any) -> None:
