@@ -70,6 +70,29 @@ def test_the_interval_of_shares_covers(n: int, only_a: float, only_b: float) -> 
     assert 0.935 <= covered <= 0.965
 
 
+@pytest.mark.parametrize(("only_a", "only_b"), [(0.1, 0.1), (0.05, 0.15)])
+def test_accuracies_are_compared_at_their_level_from_rows(
+    only_a: float, only_b: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same from drawn rows, through all that `compare` does: equal models differ in at most 6 % of samples."""
+    monkeypatch.setattr(paired_module, "detectable_share", lambda disagreeing, n: None)  # slow, and not asked here
+    rng, n, times = np.random.default_rng(11), 150, 4000
+    measure = Measure("share", ("correct",))
+    rejected = covered = 0
+    for row_draws in rng.random((times, n)):
+        wins, losses = row_draws < only_b, row_draws > 1 - only_a
+        both = ~wins & ~losses & (row_draws < 0.7)
+        found = paired_difference(measure, {"correct": both | losses}, {"correct": both | wins})
+        assert found is not None and found.test == "mcnemar"
+        rejected += found.p_value <= 0.05
+        covered += found.lo <= only_b - only_a <= found.hi
+    assert 0.935 <= covered / times <= 0.965
+    if only_a == only_b:
+        assert 0.02 <= rejected / times <= 0.06
+    else:
+        assert rejected / times > 0.5
+
+
 @settings(max_examples=25, deadline=None)
 @given(data=st.data(), n=st.integers(8, 200))
 def test_the_interval_of_shares_is_tangos(data: st.DataObject, n: int) -> None:

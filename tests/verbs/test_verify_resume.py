@@ -128,12 +128,70 @@ def test_the_command_fails_where_a_run_is_not_identical(
 
     trainer = Unfaithful(attempter, start_over)
     monkeypatch.setattr("warmstart.verbs.verify_resume.opened", lambda: nullcontext(trainer))
-    monkeypatch.setattr("warmstart.verbs.verify_resume.random.Random.uniform", lambda self, low, high: 0.9 * high)
+    monkeypatch.setattr("warmstart.verbs.verify_resume.random.Random.uniform", lambda self, low, high: low)
     code = run(["verify-resume", "--config", str(recipe), "--kills", "1", "--seed", "3", "--json"])
     told = capsys.readouterr()
     found = json.loads(told.out)
     assert code == 1 and found["identical"] == 0 and found["seed"] == 3 and "--seed 3" in told.err
     assert "started over" in found["kills"][0]["problems"][0]
+
+
+def test_a_trainer_that_is_only_seen_to_start_over_does_not_pass(
+    attempter: Attempter, recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Killed right after its first snapshot it makes no more steps again than `save_every`."""
+
+    def forget(recipe: Path, output: Path) -> Path:
+        for path in (output / "checkpoints").glob("step-*"):
+            shutil.rmtree(path)
+        return recipe
+
+    trainer = Unfaithful(attempter, forget)
+    monkeypatch.setattr("warmstart.verbs.verify_resume.opened", lambda: nullcontext(trainer))
+    monkeypatch.setattr("warmstart.verbs.verify_resume.random.Random.uniform", lambda self, low, high: low)
+    monkeypatch.setattr("warmstart.verbs.verify_resume.random.Random.randint", lambda self, low, high: low)
+    code = run(["verify-resume", "--config", str(recipe), "--kills", "1", "--seed", "3", "--json"])
+    told = capsys.readouterr()
+    found = json.loads(told.out)
+    assert found["kills"][0]["step"] == SAVE_EVERY and found["kills"][0]["resumed_at"] == 0
+    assert (code, found["identical"], found["resumed"]) == (1, 1, 0) and "nothing is proved" in told.err
+
+
+def test_a_kill_comes_after_the_first_snapshot(
+    attempter: Attempter, recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also with this seed, whose first number is nearly 0."""
+    monkeypatch.setattr("warmstart.verbs.verify_resume.opened", lambda: nullcontext(attempter))
+    found = verify_resume(recipe, kills=1, seed=165)
+    [kill] = found.kills
+    assert found.passed and kill.resumed and min(kill.step, kill.resumed_at) >= SAVE_EVERY
+
+
+def test_a_run_that_makes_no_snapshot_has_nothing_to_resume(
+    attempter: Attempter, recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("warmstart.verbs.verify_resume.opened", lambda: nullcontext(attempter))
+    with pytest.raises(ws.UsageError) as caught:
+        verify_resume(recipe, kills=1, settings=["save_every=1000"])
+    assert caught.value.code == "nothing-to-resume" and "save_every=" in caught.value.fix
+
+
+def test_the_precision_that_the_run_in_peace_measured_is_that_of_the_killed_one(
+    attempter: Attempter, tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    """It is a matter of the clock which one it is: here the other one is written down."""
+    recipe = COVER[0].recipe(tmp_path, tiny)
+    recipe.write_text(recipe.read_text().replace("[train]\n", '[train]\nprecision = "bf16"\n', 1))
+    assert attempter.attempt(recipe, tmp_path / "peace").code == 0
+    record = json.loads((tmp_path / "peace" / "provenance.json").read_text())
+    other = {"bf16": "fp32", "fp32": "bf16"}[record["precision"]["used"]]
+    record["precision"]["used"] = other
+    (tmp_path / "peace" / "provenance.json").write_text(json.dumps(record))
+    kill = kill_and_resume(
+        attempter, recipe, tmp_path / "r", KillIn("prune", 1), peace=tmp_path / "peace", save_every=SAVE_EVERY
+    )
+    assert kill.resumed and kill.resumed_at == SAVE_EVERY
+    assert json.loads((tmp_path / "r" / "provenance.json").read_text())["precision"]["used"] == other
 
 
 def test_what_is_wrong_with_the_call_is_told_before_anything_runs(recipe: Path, tmp_path: Path) -> None:

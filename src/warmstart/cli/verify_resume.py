@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 def command(
     context: click.Context, config_path: Path, kills: int, settings: tuple[str, ...], seed: int | None, as_json: bool
 ) -> None:
-    """Kill a run at random moments, resume it, and compare with the run in peace.
+    """Kill a run at random moments after its first snapshot, resume it, and compare with the run in peace.
 
     \b
     warmstart verify-resume --config run.toml --kills 5
 
-    Exit code 0 if all are identical to the last bit, 1 if one is not.
+    Exit code 0 if all are identical to the last bit and one at least was resumed, else 1.
     """
     from warmstart.verbs.verify_resume import verify_resume
 
@@ -44,6 +44,7 @@ def command(
         console.emit(
             {
                 "identical": found.identical,
+                "resumed": found.resumed,
                 "kills": [
                     {"step": k.step, "phase": k.phase, "resumed_at": k.resumed_at, "problems": list(k.problems)}
                     for k in found.kills
@@ -56,5 +57,7 @@ def command(
     else:
         console.show(f"identical: {found.identical}/{len(found.kills)}")
     if not found.passed:
+        if not found.resumed:
+            console.say("no run went on from a snapshot, so nothing is proved: ask for more --kills")
         console.say(f"the same moments again: --seed {found.seed}")
         context.exit(1)

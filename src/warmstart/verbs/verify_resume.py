@@ -17,6 +17,7 @@ from warmstart.errors import TrainingError, UsageError
 from warmstart.training.attempts import NAME as ATTEMPTS
 from warmstart.training.attempts import Attempts
 from warmstart.training.recipe import Recipe, read_recipe
+from warmstart.training.run import CONFIG, PROVENANCE, RunDirectory
 from warmstart.verbs.attempts import Attempter, KillIn, Outcome, opened
 from warmstart.verbs.weights import differing_tensors
 
@@ -36,6 +37,7 @@ class Kill:
     step: int  # the last optimizer step that was recorded by then
     phase: str  # what it was doing: "step", "evaluation", "save", "prune", "finish", or "start" before the first step
     resumed_at: int  # the step after which the second attempt began
+    resumed: bool  # whether that one went on from a snapshot; a run that had nothing but its tidying left does not
     problems: tuple[str, ...]
 
     @property
@@ -58,8 +60,13 @@ class Verification:
         return sum(kill.identical for kill in self.kills)
 
     @property
+    def resumed(self) -> int:
+        return sum(kill.resumed for kill in self.kills)
+
+    @property
     def passed(self) -> bool:
-        return self.identical == len(self.kills)
+        """All are identical, and one at least was a resume: a trainer that only starts over is identical too."""
+        return self.identical == len(self.kills) and self.resumed > 0
 
 
 def verify_resume(
@@ -71,7 +78,8 @@ def verify_resume(
     report: Callable[[Kill], None] | None = None,
     begin: Callable[[int, float, int], None] | None = None,
 ) -> Verification:
-    """Train a recipe once in peace, then `kills` times killed (SIGKILL) at a random moment and resumed.
+    """Train a recipe once in peace, then `kills` times killed (SIGKILL) at a random moment after its first snapshot and
+    resumed.
 
     All in a temporary place. Identical means: the same bytes of all weights; each optimizer step once in metrics.jsonl,
     with the same rows, loss, gradient norm and rate; the same evaluations; one more attempt, which made at most
@@ -81,8 +89,8 @@ def verify_resume(
 
         warmstart verify-resume --config run.toml --kills 3
 
-    Raises UsageError for what is wrong with the recipe, "kills-number", "fork-needed"; TrainingError "attempt-failed"
-    if the run fails without being killed.
+    Raises UsageError for what is wrong with the recipe, "kills-number", "fork-needed", "nothing-to-resume" for a run
+    that makes no snapshot; TrainingError "attempt-failed" if the run fails without being killed.
     """
     if kills < 1:
         raise UsageError("kills-number", "at least one kill is needed to prove anything", value=kills, fix="--kills 3")
@@ -95,14 +103,21 @@ def verify_resume(
         seconds = _completed(attempter.attempt(_written(place / "peace.toml", known), place / "peace")).seconds
         steps = len(_steps(place / "peace"))
         every = known.config.save_every or max(1, steps // SNAPSHOTS)
+        if every > steps:
+            raise UsageError(
+                "nothing-to-resume",
+                f"the run makes no snapshot: it has {steps} steps, and save_every is {every}",
+                value=every,
+                fix=f"--set save_every={max(1, steps // SNAPSHOTS)}, or train for more steps",
+            )
         if begin is not None:
             begin(steps, seconds, every)
         config = known.config.model_copy(update={"save_every": every})
         saving = _written(place / "killed.toml", dataclasses.replace(known, config=config))
         for number in range(kills):
-            moment, output = moments.uniform(0, seconds), place / f"killed-{number}"
+            moment, output = _moment(moments, max(1, (steps - 1) // every), seconds), place / f"killed-{number}"
             kill = kill_and_resume(attempter, saving, output, moment, peace=place / "peace", save_every=every)
-            shutil.rmtree(output)
+            shutil.rmtree(output, ignore_errors=True)
             done.append(kill)
             if report is not None:
                 report(kill)
@@ -114,6 +129,7 @@ def kill_and_resume(
 ) -> Kill:
     """Train into `output`, killed after so many seconds or in a phase, then again to the end; compare with `peace`."""
     for _ in range(TRIES):
+        _hand_precision(peace, output)
         if isinstance(moment, KillIn):
             first = attempter.attempt(recipe, output, kill_in=moment)
         else:
@@ -122,9 +138,9 @@ def kill_and_resume(
             break
         _completed(first)  # the kill came too late
         shutil.rmtree(output)
-        moment = moment * 0.8 if isinstance(moment, float) else moment
+        moment = _earlier(moment)
     else:
-        return Kill(first.seconds, 0, "none", 0, ("the run always ended before it could be killed",))
+        return Kill(first.seconds, 0, "none", 0, False, ("the run always ended before it could be killed",))
     killed_at = len(_steps(output))
     finished = Attempts(output / ATTEMPTS).finished is not None
     second = attempter.attempt(recipe, output)
@@ -140,8 +156,29 @@ def kill_and_resume(
         step=killed_at,
         phase=first.within[-1] if first.within else "step" if killed_at else "start",
         resumed_at=killed_at if finished else resumed_at,
+        resumed=resumed_at > 0 and not finished,
         problems=tuple(problems),
     )
+
+
+def _hand_precision(peace: Path, output: Path) -> None:
+    """Whether bf16 or fp16 pays on a CPU is for the clock to say: a run that is to be killed takes it from the record
+    of the run in peace, as a resumed one takes it from its own."""
+    if "precision" in RunDirectory(peace).read_provenance():
+        output.mkdir()
+        for name in (CONFIG, PROVENANCE):
+            shutil.copy(peace / name, output / name)
+
+
+def _moment(moments: random.Random, snapshots: int, seconds: float) -> KillIn:
+    """After one of so many snapshots in a run of so many seconds, and before the next: pruning follows on each."""
+    return KillIn("prune", moments.randint(1, snapshots), moments.uniform(0, seconds / snapshots))
+
+
+def _earlier(moment: float | KillIn) -> float | KillIn:
+    if isinstance(moment, float):
+        return moment * 0.8
+    return dataclasses.replace(moment, count=max(1, moment.count - 1), after=moment.after / 2)
 
 
 def judge(peace: Path, resumed: Path, *, killed_at: int, save_every: int, finished: bool = False) -> list[str]:
