@@ -13,6 +13,7 @@ log = logging.getLogger("warmstart")
 
 # Seconds for which an answer of /readyz holds, so that asking often costs nothing.
 _HOLDS = 1.0
+_NEVER = float("-inf")
 
 
 class Lifecycle:
@@ -22,7 +23,7 @@ class Lifecycle:
         self._models = models
         self._warming = True
         self._draining = False
-        self._proven = float("-inf")  # when every model last answered
+        self._proven = _NEVER  # when every model last answered
 
     async def warm(self) -> None:
         """The first row of each model, the slowest. Where it fails, /readyz tries again whenever it is asked."""
@@ -67,7 +68,7 @@ class Lifecycle:
             await served.probe()
         except Exception as error:
             late = isinstance(error, Refusal) and error.code == "deadline-exceeded"
-            if late and served.works and not self._warming:  # a long generation is no reason to send requests elsewhere
+            if late and served.works and self._proven > _NEVER:  # a long generation: no reason to ask elsewhere
                 return
             log.error("%s does not answer: %r", name, error)
             raise unavailable(f"{name} does not answer", code="probe-failed") from error
