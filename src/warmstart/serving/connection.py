@@ -23,9 +23,10 @@ _TOO_MANY = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 5\r\nConnection: 
 
 
 class GuardedConnection(asyncio.Protocol):
-    """A connection of uvicorn's, closed where its next request's headers do not come in time, byte by byte included.
+    """A connection of uvicorn's, closed where what it waits for does not come in time, byte by byte included.
 
-    A time runs from when the connection opens, and from the first byte after each answer; bytes do not prolong it.
+    For a request's headers a time runs from when the connection opens, and from the first byte after each answer; for
+    the rest of a body, from its headers. Bytes do not prolong it.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class GuardedConnection(asyncio.Protocol):
         self._unread = 0
         self._first = b""  # what came first of the request that is being answered
         self._timer: asyncio.TimerHandle | None = None
+        self._awaited: Any = None  # h11's state of the client that the timer is for
         self._lost = False
         self._told: Callable[[], None] | None = None  # by whom it is asked to, when it is lost
 
@@ -53,7 +55,7 @@ class GuardedConnection(asyncio.Protocol):
             return
         self._address = (transport.get_extra_info("peername") or ("unknown",))[0]
         self._inner.connection_made(transport)
-        self._wait_for_headers()
+        self._wait()
 
     def data_received(self, data: bytes) -> None:
         if self._refused:
@@ -73,10 +75,8 @@ class GuardedConnection(asyncio.Protocol):
         self._inner.data_received(data)
         if self._inner.conn.trailing_data[0]:  # of a request behind this one: what came first is not its head
             self._first = b""
-        if self._inner.conn.their_state is not h11.IDLE:
-            self._stop_waiting()
-        elif self._timer is None:
-            self._wait_for_headers()
+        if self._inner.conn.their_state is not self._awaited:
+            self._wait()
 
     def was_refused(self, scope: Scope, served: Served, client: str) -> None:
         """The request that came last found no room: those that are like it need not be parsed to be refused."""
@@ -120,16 +120,28 @@ class GuardedConnection(asyncio.Protocol):
     def resume_writing(self) -> None:
         self._inner.resume_writing()
 
-    def _wait_for_headers(self) -> None:
-        self._timer = self._loop.call_later(self._limits.header_seconds, self._too_slow)
+    def _wait(self) -> None:
+        """For what the client is to send next; for nothing while it waits for us."""
+        self._stop_waiting()
+        state = self._inner.conn.their_state
+        if state is h11.IDLE or state is h11.SEND_BODY:
+            seconds = self._limits.header_seconds if state is h11.IDLE else self._limits.body_seconds
+            self._awaited, self._timer = state, self._loop.call_later(seconds, self._too_slow)
 
     def _stop_waiting(self) -> None:
+        self._awaited = None
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
     def _too_slow(self) -> None:
-        self._timer = None
-        if self._inner.conn.their_state is h11.IDLE and not self._transport.is_closing():
+        awaited = self._awaited
+        self._stop_waiting()
+        if self._transport.is_closing() or self._inner.conn.their_state is not awaited:
+            return
+        if awaited is h11.SEND_BODY and self._inner.conn.our_state is not h11.DONE:
+            self._wait()  # who reads the body has a time of its own, and an answer
+            return
+        if awaited is h11.IDLE:
             self._transport.write(_TIMED_OUT)
-            self._transport.close()
+        self._transport.close()
