@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import httpx
 import pytest
 
 from support.serving import Gated, eventually, numpy_pipeline, wait_ready, with_runtime
-from warmstart.serving import models
+from warmstart.serving import lifecycle, models
 from warmstart.serving.server import Server
 
 
@@ -39,3 +41,31 @@ def test_a_model_that_has_never_answered_is_not_ready_however_long_it_works(monk
         assert (answer.status_code, code(answer)) == (503, "probe-failed")
         gate.opened.set()
         wait_ready(server.url)
+
+
+def test_however_many_ask_whether_it_is_ready_one_row_proves_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lifecycle, "_HOLDS", 0.0)
+    with gated() as (server, _, gate), ThreadPoolExecutor(8) as pool:
+        gate.opened.set()
+        wait_ready(server.url)
+        gate.opened.clear()
+        gate.entered.clear()
+        before = len(gate.batches)
+        asked = [pool.submit(httpx.get, f"{server.url}/readyz", trust_env=False, timeout=10) for _ in range(8)]
+        assert gate.entered.wait(5)
+        held = server._uvicorn.server_state.tasks
+        assert eventually(lambda: len(held) == 8)
+        time.sleep(0.1)
+        gate.opened.set()
+        assert [one.result().status_code for one in asked] == [200] * 8
+        assert sum(gate.batches[before:]) == 1
+
+
+def test_a_dead_workers_probes_say_when_to_come_again() -> None:
+    with gated() as (server, client, gate):
+        gate.opened.set()
+        wait_ready(server.url)
+        server.service.models.served["reviews"].close()  # its worker ends
+        assert eventually(lambda: client.get("/livez").status_code == 503)
+        answer = client.get("/livez")
+        assert (code(answer), answer.headers["retry-after"]) == ("worker-dead", "5")

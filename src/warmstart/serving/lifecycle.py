@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 
@@ -24,15 +25,12 @@ class Lifecycle:
         self._warming = True
         self._draining = False
         self._proven = _NEVER  # when every model last answered
+        self._proving: asyncio.Task[Refusal | None] | None = None
 
     async def warm(self) -> None:
         """The first row of each model, the slowest. Where it fails, /readyz tries again whenever it is asked."""
         try:
-            for name in self._models.served:
-                await self._prove(name)
-            self._proven = time.monotonic()
-        except Refusal:
-            return  # it was logged
+            await self._prove_all()
         finally:
             self._warming = False
 
@@ -57,10 +55,21 @@ class Lifecycle:
         if self._warming:
             raise unavailable("the models are warming up", code="warming")
         if time.monotonic() - self._proven > _HOLDS:
+            if self._proving is None or self._proving.done():
+                self._proving = asyncio.create_task(self._prove_all())
+            if failed := await asyncio.shield(self._proving):  # however many ask, there is one row
+                raise failed
+        return Answer({"status": "ready"})
+
+    async def _prove_all(self) -> Refusal | None:
+        """What failed, if anything did; it was logged."""
+        try:
             for name in self._models.served:
                 await self._prove(name)
-            self._proven = time.monotonic()
-        return Answer({"status": "ready"})
+        except Refusal as refusal:
+            return refusal
+        self._proven = time.monotonic()
+        return None
 
     async def _prove(self, name: str) -> None:
         served = self._models.served[name]
@@ -76,4 +85,4 @@ class Lifecycle:
     def _check_alive(self) -> None:
         dead = [served.name for served in self._models.served.values() if not served.alive]
         if dead:
-            raise Refusal(503, "worker-dead", f"the worker of {dead[0]} is dead", fix="restart the server")
+            raise unavailable(f"the worker of {dead[0]} is dead", code="worker-dead")
