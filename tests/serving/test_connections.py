@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import socket
+import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 
@@ -14,6 +16,16 @@ from warmstart.serving.server import Server
 
 PATH = "/v1/predict/reviews"
 HEAD = f"POST {PATH} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    """Little fits into the system's buffers of its connections."""
+    running = Server({"reviews": numpy_pipeline()}, port=0, limits=Limits(body_seconds=1.0))
+    running._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    with running:
+        wait_ready(running.url)
+        yield running
 
 
 @pytest.fixture
@@ -48,3 +60,32 @@ def test_a_body_that_drips_in_after_its_refusal_ends_with_the_time_of_a_body(loc
             later.sendall(f"{HEAD}Content-Length: 6\r\n\r\n".encode())
             assert later.recv(65536).startswith(b"HTTP/1.1 401")
             later.sendall(b'"good"')
+
+
+def deaf(server: Server) -> socket.socket:
+    """A client's connection on which little fits that it does not read."""
+    connection = socket.socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    connection.settimeout(0.2)
+    connection.connect(("127.0.0.1", server.port))
+    return connection
+
+
+def test_a_client_that_does_not_read_its_answers_loses_its_connection(server: Server) -> None:
+    held = server._uvicorn.server_state
+    with deaf(server) as connection:
+        with suppress(OSError):
+            for _ in range(2000):
+                connection.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert held.total_requests > 1
+        assert eventually(lambda: not held.connections and not held.tasks)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a connection whose last bytes nobody takes")
+def test_nor_does_one_that_is_being_closed_wait_for_its_client(server: Server) -> None:
+    held = server._uvicorn.server_state
+    with deaf(server) as connection:
+        connection.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        assert eventually(lambda: held.total_requests == 2)
+        assert len(held.connections) == 1
+        assert eventually(lambda: not held.connections)

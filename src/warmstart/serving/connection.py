@@ -4,6 +4,7 @@ refuse what need not be parsed."""
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -18,6 +19,8 @@ from warmstart.serving.shedding import Shedder
 
 # Where a request's ASGI scope holds its connection, in "state".
 CONNECTION = "warmstart.connection"
+# Bytes of an answer that its client reads in the time that a body may take, at least.
+_LEAST_READ = 64 << 10
 _TIMED_OUT = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 _TOO_MANY = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 5\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 
@@ -43,6 +46,7 @@ class GuardedConnection(asyncio.Protocol):
         self._first = b""  # what came first of the request that is being answered
         self._timer: asyncio.TimerHandle | None = None
         self._awaited: Any = None  # h11's state of the client that the timer is for
+        self._reading: asyncio.TimerHandle | None = None  # while more waits for the client than it reads
         self._lost = False
         self._told: Callable[[], None] | None = None  # by whom it is asked to, when it is lost
 
@@ -64,7 +68,7 @@ class GuardedConnection(asyncio.Protocol):
             data, self._unread = data[self._unread :], max(0, self._unread - len(data))
             if not data:
                 return
-        if self._between():
+        if self._between() and not self._inner.flow.write_paused:
             if (answer := self._shedder.answer(self._address, data)) is not None:
                 content, self._unread = answer
                 self._transport.write(content)
@@ -111,14 +115,30 @@ class GuardedConnection(asyncio.Protocol):
         if self._told is not None:
             self._told()
         self._stop_waiting()
+        self._stop_watching()
         if not self._refused:
             self._inner.connection_lost(exc)
 
     def pause_writing(self) -> None:
         self._inner.pause_writing()
+        self._watch_reading()
 
     def resume_writing(self) -> None:
         self._inner.resume_writing()
+        self._stop_watching()
+
+    def _watch_reading(self, before: float = math.inf) -> None:
+        """End the connection, closing already or not, once its client reads next to nothing in the time of a body."""
+        left = self._transport.get_write_buffer_size()
+        if before - left < _LEAST_READ:
+            self._transport.abort()
+        else:
+            self._reading = self._loop.call_later(self._limits.body_seconds, self._watch_reading, left)
+
+    def _stop_watching(self) -> None:
+        if self._reading is not None:
+            self._reading.cancel()
+            self._reading = None
 
     def _wait(self) -> None:
         """For what the client is to send next; for nothing while it waits for us."""

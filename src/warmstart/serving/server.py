@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -55,6 +56,9 @@ class Server:
         if not access.keys and not is_loopback(host):
             log.warning("%s can be reached from other machines, and no API key is asked for: --api-key-file", host)
         self._socket = _bind(host, port)
+        if sys.platform == "linux":  # the last bytes of an answer, which uvicorn's connections wait with for ever
+            milliseconds = max(1, round(1000 * limits.body_seconds))
+            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
         self.port: int = self._socket.getsockname()[1]
         self.url = f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
         self._uvicorn = uvicorn.Server(_config(self.service, limits))
