@@ -10,7 +10,7 @@ from contextlib import suppress
 
 import pytest
 
-from support.serving import KEY, eventually, numpy_pipeline, wait_ready
+from support.serving import KEY, Gated, eventually, numpy_pipeline, wait_ready, with_runtime
 from warmstart.serving.limits import Limits
 from warmstart.serving.server import Server
 
@@ -89,3 +89,29 @@ def test_nor_does_one_that_is_being_closed_wait_for_its_client(server: Server) -
         assert eventually(lambda: held.total_requests == 2)
         assert len(held.connections) == 1
         assert eventually(lambda: not held.connections)
+
+
+def test_a_client_that_leaves_with_a_request_behind_the_one_it_waits_for_is_noticed() -> None:
+    pipe = numpy_pipeline()
+    gate = Gated(pipe.runtime)
+    gate.opened.set()
+    with Server({"reviews": with_runtime(pipe, gate)}, port=0) as server:
+        try:
+            wait_ready(server.url)
+            gate.opened.clear()
+            gate.entered.clear()
+            queue = server.service.models.served["reviews"]._queue
+            with connected(server) as busy, connected(server) as leaving:
+                busy.sendall(f'{HEAD}Content-Length: 6\r\n\r\n"good"'.encode())
+                assert gate.entered.wait(5)
+                leaving.sendall(f'{HEAD}Content-Length: 6\r\n\r\n"good"'.encode())
+                assert eventually(lambda: queue.tokens > 0)
+                for part in (f'{HEAD}Content-Length: 6\r\n\r\n"good"', f"{HEAD}Content-"):
+                    leaving.sendall(part.encode())
+                    time.sleep(0.1)
+                leaving.close()
+                assert eventually(lambda: queue.tokens == 0)
+                gate.opened.set()
+                assert busy.recv(12) == b"HTTP/1.1 200"
+        finally:
+            gate.opened.set()

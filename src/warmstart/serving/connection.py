@@ -77,8 +77,11 @@ class GuardedConnection(asyncio.Protocol):
                 return
             self._first = data
         self._inner.data_received(data)
-        if self._inner.conn.trailing_data[0]:  # of a request behind this one: what came first is not its head
+        if behind := len(self._inner.conn.trailing_data[0]):  # of the next request: what came first is not its head
             self._first = b""
+            if behind <= self._limits.header_bytes and self._inner.conn.their_state is h11.DONE:
+                # Uvicorn paused here, and who does not read sees nobody leave.
+                self._inner.flow.resume_reading()
         if self._inner.conn.their_state is not self._awaited:
             self._wait()
 
