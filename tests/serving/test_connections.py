@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import sys
 import time
@@ -115,3 +116,34 @@ def test_a_client_that_leaves_with_a_request_behind_the_one_it_waits_for_is_noti
                 assert busy.recv(12) == b"HTTP/1.1 200"
         finally:
             gate.opened.set()
+
+
+@pytest.mark.parametrize(
+    ("content", "status", "code"),
+    [
+        (b"GET /livez HTTP/1.1\r\nHost: localhost\r\nX: \x00\r\n\r\n", 400, "request-malformed"),
+        (f"{HEAD}Transfer-Encoding: chunked\r\n\r\nno number\r\n".encode(), 400, "request-malformed"),
+        (b"GET /livez HT", 408, "headers-too-slow"),
+        (b"", 503, "connections-too-many"),
+    ],
+    ids=["head", "chunk", "slow", "many"],
+)
+def test_what_is_refused_before_it_is_a_request_has_a_code_an_id_a_line_and_a_count(
+    content: bytes, status: int, code: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    limits = Limits(header_seconds=0.3, connections=0 if status == 503 else 10)
+    with caplog.at_level("INFO", "warmstart.access"), Server({"reviews": numpy_pipeline()}, port=0, limits=limits) as s:
+        with connected(s) as connection:
+            connection.sendall(content)
+            received = b""
+            while part := connection.recv(65536):
+                received += part
+        counted = f'warmstart_requests_total{{method="other",route="other",status="{status}"}} 1.0'
+        assert counted in s.service.metrics.text().decode()
+    head, _, body = received.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 %d " % status) and b"\r\nconnection: close" in head
+    assert (b"\r\nretry-after: 5" in head) == (status == 503)
+    told = json.loads(body)["error"]
+    assert told["code"] == code and f"x-request-id: {told['request_id']}".encode() in head
+    entries = [json.loads(record.getMessage()) for record in caplog.records if record.name == "warmstart.access"]
+    assert {"id": told["request_id"], "status": status, "client": "127.0.0.1"}.items() <= entries[0].items()

@@ -51,9 +51,9 @@ class Service:
             *(Route(path, _Handler(path, playground.page(path)), methods=["GET"]) for path in playground.PATHS),
         ]
         self._router = Router(self.routes, redirect_slashes=False, lifespan=self._lifespan)
-        gate = Gate(self._routed, access, self.metrics, header_bytes=limits.header_bytes)
-        self.app: App = gate
-        self.shedder = Shedder(gate, draining=lambda: self.lifecycle.draining)
+        self.gate = Gate(self._routed, access, self.metrics, header_bytes=limits.header_bytes)
+        self.app: App = self.gate
+        self.shedder = Shedder(self.gate, draining=lambda: self.lifecycle.draining)
 
     def _endpoints(self) -> Sequence[Endpoint]:
         status = record({"status": TEXT})

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,17 +13,26 @@ from typing import Any
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from warmstart.serving.gate import Scope
+from warmstart.serving.gate import Gate, Scope
 from warmstart.serving.limits import Limits
 from warmstart.serving.models import Served
+from warmstart.serving.refusal import Refusal
 from warmstart.serving.shedding import Shedder
 
 # Where a request's ASGI scope holds its connection, in "state".
 CONNECTION = "warmstart.connection"
 # Bytes of an answer that its client reads in the time that a body may take, at least.
 _LEAST_READ = 64 << 10
-_TIMED_OUT = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
-_TOO_MANY = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 5\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+_CLOSES = {"Connection": "close"}
+
+
+class _Reader(H11Protocol):
+    """uvicorn's connection; what is no HTTP is told of by `malformed`."""
+
+    malformed: Callable[[], None]
+
+    def send_400_response(self, msg: str) -> None:
+        self.malformed()
 
 
 class GuardedConnection(asyncio.Protocol):
@@ -33,11 +43,12 @@ class GuardedConnection(asyncio.Protocol):
     """
 
     def __init__(
-        self, limits: Limits, shedder: Shedder, config: Any, server_state: Any, app_state: Any, loop: Any
+        self, limits: Limits, gate: Gate, shedder: Shedder, config: Any, server_state: Any, app_state: Any, loop: Any
     ) -> None:
-        self._limits, self._shedder, self._open = limits, shedder, server_state.connections
+        self._limits, self._gate, self._shedder, self._open = limits, gate, shedder, server_state.connections
         state = {**app_state, CONNECTION: self}
-        self._inner = H11Protocol(config=config, server_state=server_state, app_state=state, _loop=loop)
+        self._inner = _Reader(config=config, server_state=server_state, app_state=state, _loop=loop)
+        self._inner.malformed = self._malformed
         self._loop = self._inner.loop
         self._transport: Any = None
         self._refused = False
@@ -52,12 +63,13 @@ class GuardedConnection(asyncio.Protocol):
 
     def connection_made(self, transport: Any) -> None:
         self._transport = transport
+        self._address = (transport.get_extra_info("peername") or ("unknown",))[0]
         if len(self._open) >= self._limits.connections:
             self._refused = True
-            transport.write(_TOO_MANY)
-            transport.close()
+            what, fix = "the server has no more connections", "come again after as many seconds as Retry-After says"
+            headers = {"Retry-After": "5", **_CLOSES}
+            self._refuse(Refusal(503, "connections-too-many", what, fix=fix, headers=headers))
             return
-        self._address = (transport.get_extra_info("peername") or ("unknown",))[0]
         self._inner.connection_made(transport)
         self._wait()
 
@@ -166,5 +178,21 @@ class GuardedConnection(asyncio.Protocol):
             self._wait()  # who reads the body has a time of its own, and an answer
             return
         if awaited is h11.IDLE:
-            self._transport.write(_TIMED_OUT)
+            what = f"the headers were not there within {self._limits.header_seconds:g} seconds"
+            self._refuse(Refusal(408, "headers-too-slow", what, headers=_CLOSES))
+        else:
+            self._transport.close()
+
+    def _malformed(self) -> None:
+        if self._inner.cycle is not None:
+            self._inner.cycle.disconnected = True  # who answers a request whose body breaks off learns that it is gone
+        if self._inner.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            self._refuse(Refusal(400, "request-malformed", "this is no request of HTTP/1.1", headers=_CLOSES))
+        else:
+            self._transport.close()
+
+    def _refuse(self, refusal: Refusal) -> None:
+        """Answer what no app will see, and close."""
+        unread = {"method": "", "path": "", "warmstart.client": self._address}
+        self._transport.write(self._gate.refused(refusal, unread, time.monotonic()))
         self._transport.close()

@@ -182,7 +182,7 @@ class _Stops:
 
 def _config(service: Service, limits: Limits) -> uvicorn.Config:
     def connection(config: Any, server_state: Any, app_state: Any, _loop: Any = None) -> GuardedConnection:
-        return GuardedConnection(limits, service.shedder, config, server_state, app_state, _loop)
+        return GuardedConnection(limits, service.gate, service.shedder, config, server_state, app_state, _loop)
 
     return uvicorn.Config(
         service.app,
