@@ -12,15 +12,16 @@ import pytest
 
 from support.serving import Gated, eventually, numpy_pipeline, wait_ready, with_runtime
 from warmstart.serving import lifecycle, models
+from warmstart.serving.limits import Limits
 from warmstart.serving.server import Server
 
 
 @contextmanager
-def gated() -> Iterator[tuple[Server, httpx.Client, Gated]]:
+def gated(limits: Limits | None = None) -> Iterator[tuple[Server, httpx.Client, Gated]]:
     """A server whose model waits for `opened`, which is set at the end."""
     pipe = numpy_pipeline()
     gate = Gated(pipe.runtime)
-    with Server({"reviews": with_runtime(pipe, gate)}, port=0) as server:
+    with Server({"reviews": with_runtime(pipe, gate)}, port=0, limits=limits) as server:
         try:
             with httpx.Client(base_url=server.url, timeout=10, trust_env=False) as client:
                 yield server, client, gate
@@ -69,3 +70,20 @@ def test_a_dead_workers_probes_say_when_to_come_again() -> None:
         assert eventually(lambda: client.get("/livez").status_code == 503)
         answer = client.get("/livez")
         assert (code(answer), answer.headers["retry-after"]) == ("worker-dead", "5")
+
+
+def test_what_is_accepted_has_its_time_after_the_server_is_told_to_stop_and_that_time_but_once() -> None:
+    assert Limits().drain_seconds >= Limits().request_seconds
+    with gated(Limits(drain_seconds=1.2)) as (server, client, gate), ThreadPoolExecutor(1) as pool:
+        gate.opened.set()
+        wait_ready(server.url)
+        gate.opened.clear()
+        gate.entered.clear()
+        asked = pool.submit(client.post, "/v1/predict/reviews", json="good")
+        assert gate.entered.wait(5)
+        given, stop = list[float](), server.service.models.stop
+        server.service.models.stop = lambda seconds: given.append(seconds) or stop(0)  # type: ignore[method-assign,func-returns-value]
+        server.stop()
+        assert code(asked.result()) == "stopping"
+        assert server.join(10)
+        assert given == [1.0]  # a last moment

@@ -30,6 +30,7 @@ from warmstart.serving.schemas import LONGEST_DEADLINE, TEXT, described, record
 from warmstart.serving.shedding import Shedder
 
 _DEADLINE = "x-timeout-ms"
+_LAST_MOMENT = 1.0  # in seconds
 
 
 class Service:
@@ -90,7 +91,9 @@ class Service:
         warming.cancel()
         with suppress(asyncio.CancelledError):
             await warming
-        await asyncio.to_thread(self.models.stop, self.limits.drain_seconds)
+        # Of the time to drain uvicorn took what it needed. A batch that nobody waits for any more gets a moment to end.
+        left = max(_LAST_MOMENT, self.limits.drain_seconds - self.lifecycle.drained_for)
+        await asyncio.to_thread(self.models.stop, left)
 
     def _handle(self, endpoint: Endpoint) -> Callable[[Request], Awaitable[Response]]:
         async def handle(request: Request) -> Response:

@@ -23,7 +23,7 @@ class Lifecycle:
     def __init__(self, models: Models) -> None:
         self._models = models
         self._warming = True
-        self._draining = False
+        self._draining_since: float | None = None
         self._proven = _NEVER  # when every model last answered
         self._proving: asyncio.Task[Refusal | None] | None = None
 
@@ -36,11 +36,17 @@ class Lifecycle:
 
     def drain(self) -> None:
         """Take no new request."""
-        self._draining = True
+        if self._draining_since is None:
+            self._draining_since = time.monotonic()
 
     @property
     def draining(self) -> bool:
-        return self._draining
+        return self._draining_since is not None
+
+    @property
+    def drained_for(self) -> float:
+        """Seconds since it was told to drain."""
+        return 0.0 if self._draining_since is None else time.monotonic() - self._draining_since
 
     async def livez(self, call: Call) -> Answer:
         """The process answers; a dead worker is a reason to restart it."""
@@ -49,7 +55,7 @@ class Lifecycle:
 
     async def readyz(self, call: Call) -> Answer:
         """Every model answered a row at most a second ago, or has been answering requests that take longer."""
-        if self._draining:
+        if self.draining:
             raise unavailable("the server is stopping", code="stopping")
         self._check_alive()
         if self._warming:
