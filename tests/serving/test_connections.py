@@ -13,6 +13,7 @@ import pytest
 
 from support.serving import KEY, Gated, eventually, numpy_pipeline, wait_ready, with_runtime
 from warmstart.serving.limits import Limits
+from warmstart.serving.refusal import overloaded
 from warmstart.serving.server import Server
 
 PATH = "/v1/predict/reviews"
@@ -147,3 +148,18 @@ def test_what_is_refused_before_it_is_a_request_has_a_code_an_id_a_line_and_a_co
     assert told["code"] == code and f"x-request-id: {told['request_id']}".encode() in head
     entries = [json.loads(record.getMessage()) for record in caplog.records if record.name == "warmstart.access"]
     assert {"id": told["request_id"], "status": status, "client": "127.0.0.1"}.items() <= entries[0].items()
+
+
+def test_a_head_that_is_refused_often_is_remembered_longer_than_others(server: Server) -> None:
+    shedder, served = server.service.shedder, server.service.models.served["reviews"]
+    scope = {"method": "POST", "path": PATH, "http_version": "1.1", "headers": [(b"content-length", b"6")]}
+    served.check_room = full  # type: ignore[method-assign]
+    head = f'{HEAD}Content-Length: 6\r\n\r\n"good"'.encode()
+    for number in range(1000):
+        shedder.remember(f"127.0.1.{number}", head, scope, served, "a")
+        assert shedder.answer("127.0.1.0", head) is not None
+    assert shedder.answer("127.0.1.1", head) is None
+
+
+def full(client: str) -> None:
+    raise overloaded(7)

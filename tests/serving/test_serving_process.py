@@ -163,6 +163,13 @@ def test_garbage_is_not_looked_for_among_libraries_and_models(monkeypatch: pytes
     ws.serve({"reviews": numpy_pipeline()}, port=0)
     assert left_out[1] > left_out[0] + 10_000
     assert gc.get_freeze_count() == left_out[0]
+    gc.freeze()  # the caller's own
+    try:
+        mine = gc.get_freeze_count()
+        ws.serve({"reviews": numpy_pipeline()}, port=0)
+        assert gc.get_freeze_count() > mine - 10_000
+    finally:
+        gc.unfreeze()
 
 
 def test_models_are_served_under_the_last_part_of_their_name() -> None:
