@@ -29,6 +29,7 @@ log = logging.getLogger("warmstart")
 
 _KEEP_ALIVE_SECONDS = 15
 _BACKLOG = 1024
+_FROZEN_AT_START = 1_000  # objects, at most, by Python itself: 3.12 freezes 375
 
 
 class Server:
@@ -147,7 +148,7 @@ def _settled_heap() -> Iterator[None]:
     Libraries and models are some 400,000 of them. Looking through them stopped a server for 0.4 s, every 15 s of load.
     A caller that has frozen objects itself decides for itself: thawing ours would thaw them.
     """
-    if gc.get_freeze_count():
+    if gc.get_freeze_count() > _FROZEN_AT_START:
         yield
         return
     gc.collect()
