@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import concurrent.futures
 import json
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ import pytest
 
 import warmstart as ws
 from warmstart.cli.main import run
+from warmstart.serving.protocols import native
 from warmstart.serving.server import Server
-from warmstart.tasks import as_dict
+from warmstart.tasks import as_dict, contract
 
 DATA = Path(__file__).parent.parent.parent.parent / "shared" / "data"
 JSON = {"Content-Type": "application/json"}
@@ -207,3 +209,27 @@ def test_command_line_library_and_http_give_the_same_on_a_thousand_real_texts(
         assert [other["label"] for other in others] == [one["label"] for one in expected]
         assert all(close(other["scores"], one["scores"]) for other, one in zip(others, expected, strict=True))
     assert close(found, expected)
+
+
+def test_many_predictions_are_made_plain_off_the_event_loop_and_their_numbers_at_once(
+    client: httpx.Client, embedder: ws.Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads, one_by_one = list[str](), list[Any]()
+
+    def noted(prediction: Any) -> dict[str, Any]:
+        threads.append(threading.current_thread().name)
+        return as_dict(prediction)
+
+    def counted(value: Any) -> Any:
+        one_by_one.append(value)
+        return plain(value)
+
+    plain = contract._plain
+    monkeypatch.setattr(native, "as_dict", noted)
+    monkeypatch.setattr(contract, "_plain", counted)
+    few, many = (client.post("/v1/predict/embed", json=["bad"] * rows).json() for rows in (2, 100))
+    expected = as_dict(embedder("bad"))
+    assert all(close(one, expected) for one in [*few, *many])
+    assert len(threads) == 102
+    assert set(threads[:2]) == {"warmstart-http"} and "warmstart-http" not in threads[2:]
+    assert len(one_by_one) == 103 * len(expected)

@@ -17,8 +17,10 @@ import pytest
 
 import warmstart as ws
 from support.serving import KEY, LIGHT, eventually, numpy_pipeline, serving
+from warmstart.cli import serve as serve_command
 from warmstart.cli.main import run
 from warmstart.errors import UsageError
+from warmstart.serving import server as server_module
 from warmstart.serving.server import Server, served_name
 from warmstart.tasks import as_dict
 
@@ -101,6 +103,8 @@ def test_h72_a_second_sigterm_ends_it_at_once() -> None:
         (("--api-key-file", "empty.txt"), "api-keys-none"),
         (("--api-key-file", "weak.txt"), "api-key-weak"),
         (("-m", "a=starter", "-m", "a=starter-encoder"), "model-name-twice"),
+        (("-m", "starter", "-m", "a b=starter"), "model-name"),
+        (("-m", "starter", "-m", "runs/lr=3e-5"), "model-name"),
     ],
 )
 def test_a_wrong_call_is_told_of_before_anything_is_loaded(
@@ -117,6 +121,18 @@ def test_a_wrong_call_is_told_of_before_anything_is_loaded(
     assert run(["serve", *arguments]) == 2
     assert f"[{code}]" in capsys.readouterr().err
     assert time.perf_counter() - started < 2
+
+
+def test_a_folder_whose_name_holds_an_equals_sign_is_that_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("runs/lr=3e-5").mkdir(parents=True)
+    opened, served = list[str](), list[list[str]]()
+    monkeypatch.setattr(serve_command, "open_pipeline", lambda model, **_: opened.append(model))
+    monkeypatch.setattr(server_module, "serve", lambda pipelines, **_: served.append(list(pipelines)))
+    assert run(["serve", "-m", "runs/lr=3e-5", "-m", "b=runs/lr=3e-5"]) == 0
+    assert opened == ["runs/lr=3e-5", "runs/lr=3e-5"] and served == [["model", "b"]]
 
 
 def test_a_port_that_is_taken_and_a_name_that_is_none() -> None:
@@ -147,6 +163,13 @@ def test_garbage_is_not_looked_for_among_libraries_and_models(monkeypatch: pytes
     ws.serve({"reviews": numpy_pipeline()}, port=0)
     assert left_out[1] > left_out[0] + 10_000
     assert gc.get_freeze_count() == left_out[0]
+    gc.freeze()  # the caller's own
+    try:
+        mine = gc.get_freeze_count()
+        ws.serve({"reviews": numpy_pipeline()}, port=0)
+        assert gc.get_freeze_count() > mine - 10_000
+    finally:
+        gc.unfreeze()
 
 
 def test_models_are_served_under_the_last_part_of_their_name() -> None:

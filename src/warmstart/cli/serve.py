@@ -7,6 +7,7 @@ import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import click
@@ -66,14 +67,36 @@ def command(
             fix="pip install warmstart[serve]",
         )
     from warmstart.serving.access import make_access, read_keys
-    from warmstart.serving.server import serve, served_name
+    from warmstart.serving.server import serve
 
     keys = () if api_key_file is None else read_keys(api_key_file)
     make_access(host, allowed_hosts=allowed_hosts, keys=keys)  # what is wrong with it is said before anything is loaded
+    named = _named(models or ("starter",))
+    pipelines = {
+        name: open_pipeline(checkpoint, precision=precision, task=task, options=options, device=device)
+        for name, checkpoint in named.items()
+    }
+    with _access_log(access_log):
+        serve(pipelines, host=host, port=port, api_keys=keys, allowed_hosts=allowed_hosts)
+
+
+def _named(models: tuple[str, ...]) -> dict[str, str]:
+    """Checkpoints by the names under which they are served. Raises UsageError "model-name", "model-name-twice"."""
+    from warmstart.serving.models import NAME
+    from warmstart.serving.server import served_name
+
     named: dict[str, str] = {}
-    for given in models or ("starter",):
+    for given in models:
         name, equals, checkpoint = given.partition("=")
-        name, checkpoint = (name, checkpoint) if equals else (served_name(given), given)
+        if not equals or Path(given).exists():  # a folder's name, too, may hold a =
+            name, checkpoint = served_name(given), given
+        if not NAME.fullmatch(name):
+            raise UsageError(
+                "model-name",
+                "there is no such folder, and what stands before its = cannot be a model's name in a URL",
+                value=given,
+                fix="use letters, digits, dots, hyphens and underscores: -m NAME=CHECKPOINT",
+            )
         if name in named:
             raise UsageError(
                 "model-name-twice",
@@ -82,12 +105,7 @@ def command(
                 fix="name one of them: -m NAME=CHECKPOINT",
             )
         named[name] = checkpoint
-    pipelines = {
-        name: open_pipeline(checkpoint, precision=precision, task=task, options=options, device=device)
-        for name, checkpoint in named.items()
-    }
-    with _access_log(access_log):
-        serve(pipelines, host=host, port=port, api_keys=keys, allowed_hosts=allowed_hosts)
+    return named
 
 
 @contextmanager

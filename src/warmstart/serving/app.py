@@ -30,6 +30,7 @@ from warmstart.serving.schemas import LONGEST_DEADLINE, TEXT, described, record
 from warmstart.serving.shedding import Shedder
 
 _DEADLINE = "x-timeout-ms"
+_LAST_MOMENT = 1.0  # in seconds
 
 
 class Service:
@@ -51,9 +52,9 @@ class Service:
             *(Route(path, _Handler(path, playground.page(path)), methods=["GET"]) for path in playground.PATHS),
         ]
         self._router = Router(self.routes, redirect_slashes=False, lifespan=self._lifespan)
-        gate = Gate(self._routed, access, self.metrics, header_bytes=limits.header_bytes)
-        self.app: App = gate
-        self.shedder = Shedder(gate, draining=lambda: self.lifecycle.draining)
+        self.gate = Gate(self._routed, access, self.metrics, header_bytes=limits.header_bytes)
+        self.app: App = self.gate
+        self.shedder = Shedder(self.gate, draining=lambda: self.lifecycle.draining)
 
     def _endpoints(self) -> Sequence[Endpoint]:
         status = record({"status": TEXT})
@@ -90,7 +91,9 @@ class Service:
         warming.cancel()
         with suppress(asyncio.CancelledError):
             await warming
-        await asyncio.to_thread(self.models.stop, self.limits.drain_seconds)
+        # Of the time to drain uvicorn took what it needed. A batch that nobody waits for any more gets a moment to end.
+        left = max(_LAST_MOMENT, self.limits.drain_seconds - self.lifecycle.drained_for)
+        await asyncio.to_thread(self.models.stop, left)
 
     def _handle(self, endpoint: Endpoint) -> Callable[[Request], Awaitable[Response]]:
         async def handle(request: Request) -> Response:

@@ -96,7 +96,8 @@ class Gate:
             self._record(scope, request_id, status, sent, time.monotonic() - started)
 
     def refused(self, refusal: Refusal, scope: Scope, started: float) -> bytes:
-        """The whole answer to a request that passed the gate before and is like `scope`, counted and logged as any."""
+        """The whole answer to a request that is not looked at: one like it, of `scope`, was, or it is none.
+        It is counted and logged as any."""
         request_id = self._new_id()
         content = to_json(refusal.body(request_id))
         headers = [(name.lower().encode(), value.encode()) for name, value in refusal.headers.items()]

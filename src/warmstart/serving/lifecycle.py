@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 
@@ -13,6 +14,7 @@ log = logging.getLogger("warmstart")
 
 # Seconds for which an answer of /readyz holds, so that asking often costs nothing.
 _HOLDS = 1.0
+_NEVER = float("-inf")
 
 
 class Lifecycle:
@@ -21,27 +23,30 @@ class Lifecycle:
     def __init__(self, models: Models) -> None:
         self._models = models
         self._warming = True
-        self._draining = False
-        self._proven = float("-inf")  # when every model last answered
+        self._draining_since: float | None = None
+        self._proven = _NEVER  # when every model last answered
+        self._proving: asyncio.Task[Refusal | None] | None = None
 
     async def warm(self) -> None:
         """The first row of each model, the slowest. Where it fails, /readyz tries again whenever it is asked."""
         try:
-            for name in self._models.served:
-                await self._prove(name)
-            self._proven = time.monotonic()
-        except Refusal:
-            return  # it was logged
+            await self._prove_all()
         finally:
             self._warming = False
 
     def drain(self) -> None:
         """Take no new request."""
-        self._draining = True
+        if self._draining_since is None:
+            self._draining_since = time.monotonic()
 
     @property
     def draining(self) -> bool:
-        return self._draining
+        return self._draining_since is not None
+
+    @property
+    def drained_for(self) -> float:
+        """Seconds since it was told to drain."""
+        return 0.0 if self._draining_since is None else time.monotonic() - self._draining_since
 
     async def livez(self, call: Call) -> Answer:
         """The process answers; a dead worker is a reason to restart it."""
@@ -50,16 +55,27 @@ class Lifecycle:
 
     async def readyz(self, call: Call) -> Answer:
         """Every model answered a row at most a second ago, or has been answering requests that take longer."""
-        if self._draining:
+        if self.draining:
             raise unavailable("the server is stopping", code="stopping")
         self._check_alive()
         if self._warming:
             raise unavailable("the models are warming up", code="warming")
         if time.monotonic() - self._proven > _HOLDS:
+            if self._proving is None or self._proving.done():
+                self._proving = asyncio.create_task(self._prove_all())
+            if failed := await asyncio.shield(self._proving):  # however many ask, there is one row
+                raise failed
+        return Answer({"status": "ready"})
+
+    async def _prove_all(self) -> Refusal | None:
+        """What failed, if anything did; it was logged."""
+        try:
             for name in self._models.served:
                 await self._prove(name)
-            self._proven = time.monotonic()
-        return Answer({"status": "ready"})
+        except Refusal as refusal:
+            return refusal
+        self._proven = time.monotonic()
+        return None
 
     async def _prove(self, name: str) -> None:
         served = self._models.served[name]
@@ -67,7 +83,7 @@ class Lifecycle:
             await served.probe()
         except Exception as error:
             late = isinstance(error, Refusal) and error.code == "deadline-exceeded"
-            if late and served.works and not self._warming:  # a long generation is no reason to send requests elsewhere
+            if late and served.works and self._proven > _NEVER:  # a long generation: no reason to ask elsewhere
                 return
             log.error("%s does not answer: %r", name, error)
             raise unavailable(f"{name} does not answer", code="probe-failed") from error
@@ -75,4 +91,4 @@ class Lifecycle:
     def _check_alive(self) -> None:
         dead = [served.name for served in self._models.served.values() if not served.alive]
         if dead:
-            raise Refusal(503, "worker-dead", f"the worker of {dead[0]} is dead", fix="restart the server")
+            raise unavailable(f"the worker of {dead[0]} is dead", code="worker-dead")

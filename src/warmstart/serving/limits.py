@@ -24,4 +24,4 @@ class Limits:
     header_seconds: float = 10.0  # until a request's headers are there
     body_seconds: float = 20.0  # until its body is there
     request_seconds: float = 60.0  # until its answer is there, the wait in the queue included
-    drain_seconds: float = 30.0  # for what was accepted, once the server was told to stop
+    drain_seconds: float = 60.0  # for what was accepted, once the server was told to stop: all of `request_seconds`

@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -28,6 +29,7 @@ log = logging.getLogger("warmstart")
 
 _KEEP_ALIVE_SECONDS = 15
 _BACKLOG = 1024
+_FROZEN_AT_START = 1_000  # objects, at most, by Python itself: 3.12 freezes 375
 
 
 class Server:
@@ -55,6 +57,9 @@ class Server:
         if not access.keys and not is_loopback(host):
             log.warning("%s can be reached from other machines, and no API key is asked for: --api-key-file", host)
         self._socket = _bind(host, port)
+        if sys.platform == "linux":  # the last bytes of an answer, which uvicorn's connections wait with for ever
+            milliseconds = max(1, round(1000 * limits.body_seconds))
+            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
         self.port: int = self._socket.getsockname()[1]
         self.url = f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
         self._uvicorn = uvicorn.Server(_config(self.service, limits))
@@ -141,7 +146,11 @@ def _settled_heap() -> Iterator[None]:
     """Until the block ends, garbage is not looked for among the objects that are there when it begins.
 
     Libraries and models are some 400,000 of them. Looking through them stopped a server for 0.4 s, every 15 s of load.
+    A caller that has frozen objects itself decides for itself: thawing ours would thaw them.
     """
+    if gc.get_freeze_count() > _FROZEN_AT_START:
+        yield
+        return
     gc.collect()
     gc.freeze()
     try:
@@ -178,7 +187,7 @@ class _Stops:
 
 def _config(service: Service, limits: Limits) -> uvicorn.Config:
     def connection(config: Any, server_state: Any, app_state: Any, _loop: Any = None) -> GuardedConnection:
-        return GuardedConnection(limits, service.shedder, config, server_state, app_state, _loop)
+        return GuardedConnection(limits, service.gate, service.shedder, config, server_state, app_state, _loop)
 
     return uvicorn.Config(
         service.app,

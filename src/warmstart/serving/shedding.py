@@ -64,6 +64,7 @@ class Shedder:
         known = self._heads.get((address, content[:end]))
         if known is None or len(content) > end + known.body:
             return None
+        self._heads.move_to_end((address, content[:end]))
         try:
             known.served.check_room(known.client)
         except Refusal as refusal:

@@ -311,8 +311,13 @@ def _option_rule(allowed: tuple[Any, ...]) -> tuple[Callable[[Any], bool], str]:
     return lambda value: isinstance(value, str) and value in allowed, " or ".join(map(repr, allowed))
 
 
+_PLAIN = frozenset({bool, int, float, str, type(None)})
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, tuple | list):
+        if _PLAIN.issuperset(map(type, value)):  # an embedding's numbers: a thousand texts have 400,000
+            return list(value)
         return [_plain(item) for item in value]
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
