@@ -29,14 +29,14 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT")
-_ALWAYS: Mapping[str, str] = {
-    "X-Content-Type-Options": "nosniff",
-    "Cache-Control": "no-store",
-    "Referrer-Policy": "no-referrer",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "X-Frame-Options": "DENY",
+_ALWAYS = {
+    b"x-content-type-options": b"nosniff",
+    b"cache-control": b"no-store",
+    b"referrer-policy": b"no-referrer",
+    b"cross-origin-resource-policy": b"same-origin",
+    b"x-frame-options": b"DENY",
+    b"content-security-policy": b"default-src 'none'; frame-ancestors 'none'",
 }
-_NOTHING = "default-src 'none'; frame-ancestors 'none'"
 
 
 class Gate:
@@ -163,7 +163,6 @@ def _own_id(scope: Scope) -> str | None:
 
 
 def _with_always(headers: list[tuple[bytes, bytes]], request_id: str) -> list[tuple[bytes, bytes]]:
-    given = {name for name, _ in headers}
-    extra = {**_ALWAYS, "Content-Security-Policy": _NOTHING, "X-Request-Id": request_id}
-    added = [(name.lower().encode(), value.encode()) for name, value in extra.items()]
-    return [*headers, *((name, value) for name, value in added if name not in given)]
+    given = dict(headers)
+    always = ((name, value) for name, value in _ALWAYS.items() if name not in given)
+    return [*headers, *always, (b"x-request-id", request_id.encode())]
