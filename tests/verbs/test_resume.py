@@ -26,7 +26,7 @@ from warmstart.provenance import folder_digest
 from warmstart.training.attempts import Attempts
 from warmstart.training.run import RunDirectory
 from warmstart.training.snapshot_folder import snapshots
-from warmstart.training.snapshots import newest_verified, read_snapshot
+from warmstart.training.snapshots import best_steps, newest_verified, read_snapshot
 from warmstart.training.trained_weights import TrainedWeights
 from warmstart.verbs import fitting as fitting_module
 from warmstart.verbs import train as train_module
@@ -187,16 +187,15 @@ def test_what_cannot_be_removed_while_a_run_goes_is_warned_about(
 def test_best_weights_that_a_snapshot_may_need_are_not_removed_while_it_cannot_be_read(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from warmstart.training import snapshots as module
+    run = _interrupted(checkpoint, tmp_path / "r")
+    assert best_steps(run / "checkpoints") == {5}
 
-    def fail(path: Path) -> Any:
+    def fail(self: Path, *arguments: Any, **named: Any) -> str:
         raise OSError(errno.EMFILE, "Too many open files")
 
-    run = _interrupted(checkpoint, tmp_path / "r")
-    assert module.best_steps(run / "checkpoints") == {5}
-    monkeypatch.setattr(module, "read_values", fail)
+    monkeypatch.setattr(Path, "read_text", fail)
     with pytest.raises(OSError, match="Too many"):
-        module.best_steps(run / "checkpoints")  # the run warns about it, as of all that it could not remove
+        best_steps(run / "checkpoints")  # the run warns about it, as of all that it could not remove
 
 
 # What is done between the last step and the end, by the object and the name of what does it.

@@ -81,7 +81,7 @@ def train(
     The same call on the directory of a run that was interrupted resumes it, with the weights of a run that was not, to
     the last bit; on that of a finished one it returns the result. With other data, labels, settings, checkpoint or
     versions it is refused, unless by `force`, which is recorded. SIGINT or SIGTERM, once: the step is finished and
-    saved, then KeyboardInterrupt or SystemExit(143) is raised; twice: at once.
+    saved, or after the last one the run is, then KeyboardInterrupt or SystemExit(143) is raised; twice: at once.
 
         run = ws.train("starter-encoder", "train.jsonl", output="runs/a", validation="dev.jsonl")
         run.metrics["accuracy"]; run.pipeline("a new text")
