@@ -162,7 +162,7 @@ def test_garbage_is_not_looked_for_among_libraries_and_models(monkeypatch: pytes
     monkeypatch.setattr(Server, "join", join)
     ws.serve({"reviews": numpy_pipeline()}, port=0)
     assert left_out[1] > left_out[0] + 10_000
-    assert gc.get_freeze_count() == left_out[0]
+    assert gc.get_freeze_count() <= left_out[0]  # Python 3.12 freezes some itself, and thaws all
     gc.freeze()  # the caller's own
     try:
         mine = gc.get_freeze_count()

@@ -11,6 +11,7 @@ import click
 
 from warmstart.cli import console
 from warmstart.display import escape_terminal
+from warmstart.durable import write_file
 
 if TYPE_CHECKING:
     from warmstart.evaluation import Comparison
@@ -37,7 +38,7 @@ def command(a: Path, b: Path, output: Path | None, as_json: bool) -> None:
     if output is not None:
         make_folder(output.parent)
         with reported(output):
-            output.write_text(json.dumps(found.as_dict(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+            write_file(output, (json.dumps(found.as_dict(), indent=2, allow_nan=False) + "\n").encode())
     if as_json:
         console.emit(found.as_dict())
         return
