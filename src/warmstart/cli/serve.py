@@ -82,7 +82,7 @@ def command(
 
 def _named(models: tuple[str, ...]) -> dict[str, str]:
     """Checkpoints by the names under which they are served. Raises UsageError "model-name", "model-name-twice"."""
-    from warmstart.serving.models import NAME
+    from warmstart.serving.models import check_name
     from warmstart.serving.server import served_name
 
     named: dict[str, str] = {}
@@ -90,13 +90,7 @@ def _named(models: tuple[str, ...]) -> dict[str, str]:
         name, equals, checkpoint = given.partition("=")
         if not equals or Path(given).exists():  # a folder's name, too, may hold a =
             name, checkpoint = served_name(given), given
-        if not NAME.fullmatch(name):
-            raise UsageError(
-                "model-name",
-                "there is no such folder, and what stands before its = cannot be a model's name in a URL",
-                value=given,
-                fix="use letters, digits, dots, hyphens and underscores: -m NAME=CHECKPOINT",
-            )
+        check_name(name)
         if name in named:
             raise UsageError(
                 "model-name-twice",

@@ -18,8 +18,7 @@ from warmstart.engine.layer_inference import infer
 from warmstart.engine.layer_weights import Shape, Weights, shape_of, weights_of
 from warmstart.engine.packed_layer import PackedLayer, why_stock
 from warmstart.engine.packing import Pack
-from warmstart.engine.products import is_prepackable
-from warmstart.engine.products import prepacked as laid_out
+from warmstart.engine.products import is_prepackable, laid_out
 
 _MULTIPLIED = frozenset({"wq", "wk", "wv", "wo", "wi", "wf"})
 

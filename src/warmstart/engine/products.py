@@ -32,7 +32,7 @@ def affine_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return F.gelu(affine(x, weight, bias))
 
 
-def prepacked(weight: Tensor) -> Tensor:
+def laid_out(weight: Tensor) -> Tensor:
     """A copy of a weight (out, in) in oneDNN's own layout, which `affine` and `affine_gelu` read where `is_prepackable`
     says so, and no other operation reads."""
     copy: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach())

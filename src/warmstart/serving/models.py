@@ -220,6 +220,18 @@ async def _answer(job: Job) -> list[Any]:
         raise too_late() from None
 
 
+def check_name(name: str) -> None:
+    """Raises UsageError "model-name"."""
+    if not NAME.fullmatch(name):
+        raise UsageError(
+            "model-name",
+            "this cannot be a model's name in a URL",
+            value=name,
+            fix="use letters, digits, dots, hyphens and underscores: -m NAME=CHECKPOINT; "
+            "a path that holds a = must be there",
+        )
+
+
 class Models:
     """The served models by their names, the first of which answers where a protocol names none."""
 
@@ -228,13 +240,7 @@ class Models:
         if not pipelines:
             raise UsageError("models-none", "there is no model to serve", fix='ws.serve(ws.load("starter"))')
         for name in pipelines:
-            if not NAME.fullmatch(name):
-                raise UsageError(
-                    "model-name",
-                    "this cannot be a model's name in a URL",
-                    value=name,
-                    fix="use letters, digits, dots, hyphens and underscores: -m NAME=CHECKPOINT",
-                )
+            check_name(name)
         self._encoding = Turns(2, name="warmstart-encode")
         self._decoding = ThreadPoolExecutor(1, thread_name_prefix="warmstart-decode")
         self.served = {

@@ -151,18 +151,16 @@ def whole_state(state: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> d
     Raises ValueError for rows that are not those of the parameter.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    by_rows = [
-        (place, name)
-        for place, of in state.get("state", {}).items()
-        for name in _MOMENTS
-        if isinstance(of, Mapping) and _is_by_rows(of.get(name))
-    ]
-    whole = dict(state)
-    for place, name in by_rows:
-        of = whole["state"][place]
-        moments = _whole(of[name], parameters, place)
-        whole["state"] = {**whole["state"], place: {**of, name: moments}}
-    return whole
+
+    def whole(place: int, of: Any) -> Any:
+        by_rows = [name for name in _MOMENTS if isinstance(of, Mapping) and _is_by_rows(of.get(name))]
+        return {**of, **{name: _whole(of[name], parameters, place) for name in by_rows}} if by_rows else of
+
+    return (
+        {**state, "state": {place: whole(place, of) for place, of in state["state"].items()}}
+        if "state" in state
+        else dict(state)
+    )
 
 
 def _is_by_rows(moments: Any) -> bool:
