@@ -156,11 +156,9 @@ def whole_state(state: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> d
         by_rows = [name for name in _MOMENTS if isinstance(of, Mapping) and _is_by_rows(of.get(name))]
         return {**of, **{name: _whole(of[name], parameters, place) for name in by_rows}} if by_rows else of
 
-    return (
-        {**state, "state": {place: whole(place, of) for place, of in state["state"].items()}}
-        if "state" in state
-        else dict(state)
-    )
+    if "state" not in state:
+        return dict(state)
+    return {**state, "state": {place: whole(place, of) for place, of in state["state"].items()}}
 
 
 def _is_by_rows(moments: Any) -> bool:
