@@ -13,7 +13,7 @@ import pytest
 from huggingface_hub.errors import HfHubHTTPError
 
 import warmstart as ws
-from support.serving import wait_ready
+from support.serving import as_described, wait_ready
 from warmstart.serving.server import Server
 from warmstart.tasks import as_dict
 
@@ -50,6 +50,26 @@ def same(found: Any, expected: Mapping[str, Any], fields: str) -> None:
     assert set(read) == set(fields.split())
     for name, value in read.items():
         assert value == (pytest.approx(expected[name], abs=1e-5) if isinstance(value, float) else expected[name])
+
+
+ROWS: Mapping[str, Any] = {
+    "tokens": TEXT,
+    "answers": {"question": "is it warm?", "context": TEXT},
+    "zero": {"text": TEXT, "labels": ["a story", "travel"]},
+    "near": TEXT,
+    "masks": "I love this [MASK], it is warm.",
+    "rerank": {"query": "is it warm?", "passages": ["A dull, tired plot.", TEXT]},
+}
+
+
+def test_answers_are_as_described(url: str, pipes: Mapping[str, ws.Pipeline]) -> None:
+    assert ROWS.keys() == pipes.keys()
+    with httpx.Client(base_url=url.removesuffix("/models"), timeout=20, trust_env=False) as client:
+        for name, row in ROWS.items():
+            one = as_described(client, f"/models/{name}", {"inputs": row})
+            [same] = as_described(client, f"/models/{name}", {"inputs": [row]})
+            assert one == same or one == [same]
+        as_described(client, "/models/masks", {"inputs": "good [MASK] [MASK]"})
 
 
 def test_entities(url: str, pipes: Mapping[str, ws.Pipeline]) -> None:

@@ -17,6 +17,7 @@ import openai
 import pytest
 
 import warmstart as ws
+from support.serving import as_described
 from warmstart.cli.main import run
 from warmstart.serving.protocols import native
 from warmstart.serving.server import Server
@@ -49,6 +50,29 @@ def test_native_gives_every_field_of_the_librarys_prediction(
     for text, prediction in zip(TEXTS, expected, strict=True):
         assert close(client.post(f"/v1/predict/{model}", json=text).json(), prediction)
         assert close(client.post(f"/v1/predict/{model}", json={"text": text}).json(), prediction)
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/predict/{}", TEXTS), ("/models/{}", {"inputs": TEXTS}), ("/models/{}", {"inputs": TEXTS[0]}),
+        ("/v1/predict/{}", TEXTS * 20), ("/models/{}", {"inputs": TEXTS * 20}),  # so many are built off the event loop
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("model", ["reviews", "embed"])
+def test_answers_are_as_described(client: httpx.Client, path: str, body: Any, model: str) -> None:
+    as_described(client, path.format(model), body)
+
+
+def test_many_embeddings_are_those_of_each(client: httpx.Client, embedder: ws.Pipeline) -> None:
+    many = TEXTS * 20
+    expected = [prediction.embedding for prediction in embedder(many)]
+    found = as_described(client, "/embed", {"inputs": many})
+    assert np.allclose(found, expected / np.linalg.norm(expected, axis=1, keepdims=True), atol=1e-5)
+    asked = {"model": "embed", "input": many, "encoding_format": "float"}
+    assert np.allclose([one["embedding"] for one in as_described(client, "/v1/embeddings", asked)["data"]], expected)
+    labelled = as_described(client, "/predict", {"inputs": [[text] for text in many]})
+    assert len(labelled) == len(many)
 
 
 def test_pairs_are_rows_of_two_fields(client: httpx.Client, classifier: ws.Pipeline) -> None:

@@ -17,7 +17,7 @@ import pytest
 from huggingface_hub.errors import HfHubHTTPError
 
 import warmstart as ws
-from support.serving import wait_ready
+from support.serving import as_described, wait_ready
 from warmstart.rows import Row
 from warmstart.serving import models
 from warmstart.serving.server import Server
@@ -55,6 +55,8 @@ def test_the_hub_client_reads_generated_texts(tiny: Callable[..., Path]) -> None
         assert t5.translation("good words").translation_text == t5.summarization("good words").summary_text == wanted
         several = client.post("/models/t5", json={"inputs": ["good words", "x"]}, timeout=20).json()
         assert [one["generated_text"] for one in several] == [wanted, pipes["t5"]("x").text]
+        for name in pipes:
+            as_described(client, f"/models/{name}", {"inputs": ["good words", "x"]})
         with pytest.raises(HfHubHTTPError, match="max_new_tokens"):
             chat.text_generation("I love this film", max_new_tokens=6)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import re
 import subprocess
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import jsonschema_rs
 import numpy as np
 import tokenizers
 
@@ -37,6 +39,17 @@ class Arithmetic:
     def run(self, batch: Batch) -> dict[str, Array]:
         ids, mask = batch.inputs["input_ids"], batch.inputs["attention_mask"]
         return {"logits": np.stack([(mask * np.sin(ids)).sum(1), (mask * np.cos(ids)).sum(1)], axis=1)}
+
+
+def as_described(client: httpx.Client, path: str, body: Any) -> Any:
+    """The answer to a POST of `body`, which is as /openapi.json says."""
+    answer = client.post(path, json=body)
+    answer.raise_for_status()
+    operation = client.get("/openapi.json").json()["paths"][path]["post"]
+    schema = operation["responses"]["200"]["content"]["application/json"]["schema"]
+    assert "{}" not in json.dumps(schema), "a part that may be anything"
+    jsonschema_rs.validator_for(schema).validate(answer.json())
+    return answer.json()
 
 
 def numpy_pipeline() -> ws.Pipeline:

@@ -12,7 +12,7 @@ from typing import Any
 from warmstart.serving.endpoint import Answer, Call, Endpoint, Schema, parameter_unsupported
 from warmstart.serving.models import Models, Served
 from warmstart.serving.refusal import Refusal
-from warmstart.serving.schemas import TEXT, any_of, array, one_or_more, record, row_schema
+from warmstart.serving.schemas import TEXT, any_of, array, one_or_more, prediction_schema, record, row_schema
 from warmstart.tasks import as_dict
 
 # Parameters that ask for what we do in any case.
@@ -57,7 +57,8 @@ def _schemas(served: Served) -> tuple[Schema, Schema]:
         },
         required=["inputs"],
     )
-    return request, any_of([array({}), {"type": "object"}])
+    one = shape.schema(prediction_schema(served.task.prediction)["properties"])
+    return request, array(one) if shape.nested else any_of([one, array(one)])
 
 
 def _harmless(served: Served) -> dict[str, tuple[Any, ...]]:
@@ -69,7 +70,7 @@ def _harmless(served: Served) -> dict[str, tuple[Any, ...]]:
 
 
 def _shape(served: Served) -> _Shape:
-    return _SHAPES.get(served.task.name, _Shape(lambda prediction, _: as_dict(prediction)))
+    return _SHAPES.get(served.task.name, _Shape(lambda prediction, _: as_dict(prediction), record))
 
 
 async def _infer(call: Call) -> Answer:
@@ -89,9 +90,14 @@ async def _infer(call: Call) -> Answer:
     several = isinstance(body["inputs"], list)
     items = [shape.row(item, parameters) for item in (body["inputs"] if several else [body["inputs"]])]
     predictions = await call.predict(served, items)
-    answers = [shape.answer(prediction, parameters) for prediction in predictions]
     # One text, too, is answered with a list where Hugging Face's servers do so: classified, or generated for it.
-    return Answer(answers if several or shape.nested else answers[0], predictions)
+    listed = several or shape.nested
+
+    def told() -> Any:
+        answers = [shape.answer(prediction, parameters) for prediction in predictions]
+        return answers if listed else answers[0]
+
+    return await call.answer(predictions, told)
 
 
 def _is_same(value: Any, served: Any) -> bool:
@@ -107,9 +113,11 @@ def _why_not(served: Served, values: tuple[Any, ...] | None) -> str:
 
 @dataclass(frozen=True)
 class _Shape:
-    """How a task's prediction is answered; the parameters it takes; what they put into a row."""
+    """How a task's prediction is answered; the schema of that, from those of the prediction's fields; the parameters it
+    takes; what they put into a row."""
 
     answer: Callable[[Any, Mapping[str, Any]], Any]
+    schema: Callable[[Mapping[str, Schema]], Schema]
     parameters: Mapping[str, Schema] = field(default_factory=dict)
     nested: bool = False
     row: Callable[[Any, Mapping[str, Any]], Any] = lambda item, _: item
@@ -129,17 +137,12 @@ def _masks(prediction: Any, parameters: Mapping[str, Any]) -> Any:
 
 
 def _span(prediction: Any, parameters: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: getattr(prediction, name) for name in ("answer", "score", "start", "end")}
+    return {name: getattr(prediction, name) for name in _SPAN}
 
 
 def _zero_shot(prediction: Any, parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
     pairs = zip(prediction.labels, prediction.scores, strict=True)
     return [{"label": label, "score": score} for label, score in pairs]
-
-
-def _under_every_name(prediction: Any, parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """A client of summarization, one of translation and one of text generation each read a name of their own."""
-    return dict.fromkeys(("generated_text", "summary_text", "translation_text"), prediction.text)
 
 
 def _with_candidates(item: Any, parameters: Mapping[str, Any]) -> Any:
@@ -149,16 +152,34 @@ def _with_candidates(item: Any, parameters: Mapping[str, Any]) -> Any:
     return {**item, "labels": labels} if isinstance(item, dict) else {"text": item, "labels": labels}
 
 
+_SPAN = ("answer", "score", "start", "end")
+# A client of text generation, one of summarization and one of translation each read a name of their own.
+_WRITTEN = ("generated_text", "summary_text", "translation_text")
 _TOP: Schema = {"anyOf": [{"type": "integer", "minimum": 1}, {"type": "null"}]}
 _LABELS: Schema = {"anyOf": [TEXT, array(TEXT, most=1_000), {"type": "null"}]}
+_RANKED = array(record({"label": TEXT, "score": {"type": "number"}}))
 _SHAPES: Mapping[str, _Shape] = {
-    "text-classification": _Shape(_classes, parameters={"top_k": _TOP}, nested=True),
-    "token-classification": _Shape(lambda prediction, _: [dict(entity) for entity in prediction.entities]),
-    "question-answering": _Shape(_span),
-    "sentence-embedding": _Shape(lambda prediction, _: prediction.embedding),
-    "rerank": _Shape(lambda prediction, _: [dict(result) for result in prediction.results]),
-    "fill-mask": _Shape(_masks),
-    "zero-shot-classification": _Shape(_zero_shot, parameters={"candidate_labels": _LABELS}, row=_with_candidates),
-    "text-generation": _Shape(lambda prediction, _: {"generated_text": prediction.generated_text}, nested=True),
-    "text-to-text": _Shape(_under_every_name, nested=True),
+    "text-classification": _Shape(_classes, lambda _: _RANKED, parameters={"top_k": _TOP}, nested=True),
+    "token-classification": _Shape(
+        lambda prediction, _: [dict(entity) for entity in prediction.entities], lambda known: known["entities"]
+    ),
+    "question-answering": _Shape(_span, lambda known: record({name: known[name] for name in _SPAN})),
+    "sentence-embedding": _Shape(lambda prediction, _: prediction.embedding, lambda known: known["embedding"]),
+    "rerank": _Shape(
+        lambda prediction, _: [dict(result) for result in prediction.results], lambda known: known["results"]
+    ),
+    "fill-mask": _Shape(_masks, lambda known: any_of([known["masks"], known["masks"]["items"]])),
+    "zero-shot-classification": _Shape(
+        _zero_shot, lambda _: _RANKED, parameters={"candidate_labels": _LABELS}, row=_with_candidates
+    ),
+    "text-generation": _Shape(
+        lambda prediction, _: {"generated_text": prediction.generated_text},
+        lambda known: record({"generated_text": known["generated_text"]}),
+        nested=True,
+    ),
+    "text-to-text": _Shape(
+        lambda prediction, _: dict.fromkeys(_WRITTEN, prediction.text),
+        lambda known: record(dict.fromkeys(_WRITTEN, known["text"])),
+        nested=True,
+    ),
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,8 +9,6 @@ from warmstart.serving.endpoint import Answer, Call, Endpoint, Schema
 from warmstart.serving.models import Models
 from warmstart.serving.schemas import any_of, array, one_or_more, prediction_schema, row_schema
 from warmstart.tasks import as_dict
-
-_BUILT_ELSEWHERE = 64  # rows
 
 
 def endpoints(models: Models) -> Sequence[Endpoint]:
@@ -39,11 +36,9 @@ async def _predict(call: Call) -> Answer:
     served = call.models.find(call.path["model"])
     several = isinstance(call.body, list)
     predictions = await call.predict(served, call.body if several else [call.body])
-    # The numbers of a thousand embeddings would keep the event loop from others for tens of milliseconds.
-    many = len(predictions) > _BUILT_ELSEWHERE
-    answers = await asyncio.to_thread(_plain, predictions) if many else _plain(predictions)
-    return Answer(answers if several else answers[0], predictions)
 
+    def told() -> Any:
+        answers = [as_dict(prediction) for prediction in predictions]
+        return answers if several else answers[0]
 
-def _plain(predictions: Sequence[Any]) -> list[dict[str, Any]]:
-    return [as_dict(prediction) for prediction in predictions]
+    return await call.answer(predictions, told)

@@ -109,18 +109,22 @@ async def _embed(call: Call) -> Answer:
     width = len(predictions[0].embedding)
     if body.get("dimensions") not in (None, width):
         raise parameter_unsupported("dimensions", f"the model's embeddings have {width} dimensions")
-    data = [
-        {
-            "object": "embedding",
-            "index": index,
-            "embedding": _packed(prediction.embedding) if form == "base64" else prediction.embedding,
-            "truncated": prediction.truncated,
-        }
-        for index, prediction in enumerate(predictions)
-    ]
-    tokens = sum(prediction.tokens for prediction in predictions)
-    usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-    return Answer({"object": "list", "model": served.name, "data": data, "usage": usage}, predictions)
+
+    def told() -> Any:
+        data = [
+            {
+                "object": "embedding",
+                "index": index,
+                "embedding": _packed(prediction.embedding) if form == "base64" else prediction.embedding,
+                "truncated": prediction.truncated,
+            }
+            for index, prediction in enumerate(predictions)
+        ]
+        tokens = sum(prediction.tokens for prediction in predictions)
+        usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+        return {"object": "list", "model": served.name, "data": data, "usage": usage}
+
+    return await call.answer(predictions, told)
 
 
 def _packed(embedding: Sequence[float]) -> str:

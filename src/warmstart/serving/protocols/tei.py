@@ -73,13 +73,18 @@ async def _embed(call: Call) -> Answer:
         raise Refusal(422, "field-type", "'inputs' must be a text or a list of texts", where="inputs")
     predictions = await call.predict(call.models.first(EMBEDS), inputs)
     _check_whole(predictions, truncate)
-    vectors = np.array([prediction.embedding for prediction in predictions])  # (N, H)
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    if normalize:
-        return Answer((vectors / np.maximum(lengths, 1e-12)).tolist(), predictions)
-    if np.allclose(lengths, 1, atol=1e-5):
-        raise parameter_unsupported("normalize", "the model's embeddings have length 1 already; what they were is lost")
-    return Answer(vectors.tolist(), predictions)
+
+    def told() -> Any:
+        vectors = np.array([prediction.embedding for prediction in predictions])  # (N, H)
+        lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+        if normalize:
+            return (vectors / np.maximum(lengths, 1e-12)).tolist()
+        if np.allclose(lengths, 1, atol=1e-5):
+            what = "the model's embeddings have length 1 already; what they were is lost"
+            raise parameter_unsupported("normalize", what)
+        return vectors.tolist()
+
+    return await call.answer(predictions, told)
 
 
 async def _predict(call: Call) -> Answer:
@@ -89,8 +94,12 @@ async def _predict(call: Call) -> Answer:
     items = [_item(item) for item in inputs] if several else [_item(inputs)]
     predictions = await call.predict(call.models.first(CLASSIFIES), items)
     _check_whole(predictions, truncate)
-    answers = [best_first(prediction.scores) for prediction in predictions]
-    return Answer(answers if several else answers[0], predictions)
+
+    def told() -> Any:
+        answers = [best_first(prediction.scores) for prediction in predictions]
+        return answers if several else answers[0]
+
+    return await call.answer(predictions, told)
 
 
 def best_first(scores: dict[str, float]) -> list[dict[str, Any]]:
