@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -142,6 +145,27 @@ def test_the_size_is_said_and_too_large_a_one_refused(
         _train(tiny("bert"), tmp_path / "b", ws.TopLayers(layers=1))
     assert caught.value.code == "states-too-large" and "cache=disk" in caught.value.fix
     _train(tiny("bert"), tmp_path / "c", ws.TopLayers(layers=1, cache="disk"))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="room for a file is taken at once on Linux alone")
+def test_a_disk_that_fills_up_is_an_error_before_the_states_are_computed(
+    tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = list[int]()
+
+    def answering(number: int) -> Callable[..., None]:
+        def reserve(file: int, start: int, size: int) -> None:
+            asked.append(size)
+            raise OSError(number, os.strerror(number))
+
+        return reserve
+
+    monkeypatch.setattr(os, "posix_fallocate", answering(errno.ENOSPC))
+    with pytest.raises(ws.UsageError, match="No space left on device") as caught:
+        _train(tiny("bert"), tmp_path / "a", ws.TopLayers(layers=1, cache="disk"))
+    assert caught.value.code == "states-too-large" and asked[0] % (4 * 32) == 0 and asked[0] > 0
+    monkeypatch.setattr(os, "posix_fallocate", answering(errno.EOPNOTSUPP))  # a file system without it
+    _train(tiny("bert"), tmp_path / "b", ws.TopLayers(layers=1, cache="disk"))
 
 
 @pytest.mark.parametrize("family", ["modernbert", "gpt2"])

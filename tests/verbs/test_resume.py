@@ -119,6 +119,32 @@ def test_k84_one_signal_finishes_the_step_and_saves_it(
     assert [line["redone"] for line in _attempts(tmp_path / "r") if "began_at" in line] == [0, 0]
 
 
+@pytest.mark.parametrize(
+    ("failing", "told"), [((), "after step 7"), ((7,), "after step 6"), (tuple(range(8)), "over: there is no snapshot")]
+)
+def test_k84_what_is_said_at_a_stop_is_where_the_same_call_goes_on(
+    failing: tuple[int, ...], told: str, checkpoint: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    from warmstart.training import snapshots as module
+
+    real = module.write_tensors
+
+    def full(path: Path, tensors: Any) -> str:
+        if any(f"step-{step:06d}" in str(path) for step in failing):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        return real(path, tensors)
+
+    monkeypatch.setattr(module, "write_tensors", full)
+    with caplog.at_level(logging.WARNING, "warmstart"):
+        _interrupted(checkpoint, tmp_path / "r")
+    [said] = [record.message for record in caplog.records if "stopped after step 7" in record.message]
+    assert said.endswith(told)
+    assert [path.name for path in snapshots(tmp_path / "r" / "checkpoints")][-1:] == (
+        [] if "over" in told else [f"step-00000{told[-1]}"]
+    )
+
+
 def test_k84_two_signals_end_it_at_once(checkpoint: Path, peace: ws.Run, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         _train(checkpoint, tmp_path / "r", progress=_at(7, _signal(signal.SIGINT, times=2)))
@@ -613,8 +639,17 @@ def test_c15_a_snapshot_that_cannot_be_read_now_is_left_as_it_is(
         patch.setattr(module, "read_tensors", fail)
         _train(checkpoint, run)
     assert len(Attempts(run / "attempts.jsonl").starts()) == 1
+    for error in CANNOT_NOW[:2]:  # it was read, and could not be taken over
+
+        def short(*arguments: Any, error: BaseException = error) -> Any:
+            raise error
+
+        with monkeypatch.context() as patch, pytest.raises(ws.TrainingError) as caught:
+            patch.setattr(torch.optim.Optimizer, "load_state_dict", short)
+            _train(checkpoint, run)
+        assert caught.value.code == "snapshot-unread"
     _assert_as_in_peace(_train(checkpoint, run), peace)
-    assert _attempts(run)[2]["began_at"] == 7
+    assert _attempts(run)[-2]["began_at"] == 7
 
 
 def test_c15_without_any_whole_snapshot_a_run_starts_over(checkpoint: Path, peace: ws.Run, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from typing import Any, Protocol
 import torch
 
 from warmstart.checkpoints.commit import commit_folder, make_folder, sweep
+from warmstart.engine.runtime_torch import is_out_of_memory
 from warmstart.errors import CheckpointError, UsageError, WarmstartError
 from warmstart.training.attempts import NAME as ATTEMPTS
 from warmstart.training.attempts import Attempts
@@ -30,7 +31,7 @@ from warmstart.training.lock import locked
 from warmstart.training.pace import Pace
 from warmstart.training.phases import phase
 from warmstart.training.run import PROVENANCE
-from warmstart.training.snapshot_folder import check_committed, newest, prune, snapshot_path
+from warmstart.training.snapshot_folder import check_committed, newest, prune, snapshot_path, snapshot_unread
 from warmstart.training.state_files import pack, read_tensors, read_values, unpack, write_tensors
 
 log = logging.getLogger("warmstart")
@@ -234,7 +235,9 @@ class Checkpointer:
             for name, part in self._parts.items():
                 part.load_state_dict(values["parts"][name])
             restore(values["generators"], self._generators)
-        except (KeyError, ValueError, TypeError, RuntimeError, AttributeError, IndexError) as error:
+        except (KeyError, ValueError, TypeError, RuntimeError, AttributeError, IndexError, MemoryError) as error:
+            if is_out_of_memory(error):
+                raise snapshot_unread(path, error) from error
             raise CheckpointError(
                 "state-unfit",
                 f"the state in the snapshot is not that of what was given: {error}",

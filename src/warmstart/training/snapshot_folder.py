@@ -77,14 +77,19 @@ def proving_damage(path: Path) -> Iterator[None]:
     except (CheckpointError, OSError, MemoryError, RuntimeError) as error:  # RuntimeError: torch, out of memory
         if isinstance(error, CheckpointError) and error.code != "file-unreadable":
             raise
-        reason = error.what if isinstance(error, CheckpointError) else str(error) or type(error).__name__
-        raise TrainingError(
-            "snapshot-unread",
-            f"{path.name} could not be read, which does not prove it damaged, and nothing was changed: {reason}",
-            where=str(path),
-            fix="run the same again with more free memory, and with access to the folder; "
-            "if its disk cannot read it any more, move the folder away",
-        ) from error
+        raise snapshot_unread(path, error) from error
+
+
+def snapshot_unread(path: Path, error: BaseException) -> TrainingError:
+    """The error that ends an attempt at which `error` kept a snapshot from being read or taken over."""
+    reason = error.what if isinstance(error, CheckpointError) else str(error) or type(error).__name__
+    return TrainingError(
+        "snapshot-unread",
+        f"{path.name} could not be read, which does not prove it damaged, and nothing was changed: {reason}",
+        where=str(path),
+        fix="run the same again with more free memory, and with access to the folder; "
+        "if its disk cannot read it any more, move the folder away",
+    )
 
 
 def set_aside(path: Path, reason: str) -> Path:

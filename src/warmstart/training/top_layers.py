@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -17,6 +18,7 @@ import torch
 from torch import nn
 
 from warmstart.batching import collate
+from warmstart.durable import is_unsupported
 from warmstart.engine.lower_states import CACHED, LowerPart, LowerStates
 from warmstart.engine.runtime_torch import to_tensors
 from warmstart.errors import UsageError, Where
@@ -142,19 +144,39 @@ def _room(part: LowerPart, batches: Batches[Batch], recipe: TopLayers, folder: P
     )  # fmt: skip
     free = _memory() // 2 if recipe.cache == "memory" else shutil.disk_usage(folder).free
     if size > free:
-        raise UsageError(
-            "states-too-large",
-            f"the hidden states take {size / 1e6:,.0f} MB",
-            where=Where(field="top_layers.cache"),
-            value=f"{free / 1e6:,.0f} MB {'are half of the memory' if recipe.cache == 'memory' else 'are free'}",
-            fix="cache them on disk (top_layers.cache=disk), compute them anew (off), or shorten texts (max_length)",
+        raise _too_large(
+            size, f"{free / 1e6:,.0f} MB {'are half of the memory' if recipe.cache == 'memory' else 'are free'}"
         )
     if recipe.cache == "memory":
         yield LowerStates(np.empty(shape, dtype=np.float32), part.first_only)
         return
     with tempfile.TemporaryFile(dir=folder) as file:
+        _reserve(file.fileno(), size)
         values: Array = np.memmap(file, dtype=np.float32, mode="w+", shape=shape)
         yield LowerStates(values, part.first_only)
+
+
+def _reserve(file: int, size: int) -> None:
+    """Take the room on the disk at once: where it ends under a mapped file, the process dies of a signal.
+
+    Raises UsageError "states-too-large" where there is none.
+    """
+    try:
+        if sys.platform == "linux":  # elsewhere a file with holes has to do
+            os.posix_fallocate(file, 0, size)
+    except OSError as error:
+        if not is_unsupported(error):
+            raise _too_large(size, str(error.strerror)) from error
+
+
+def _too_large(size: int, there: str) -> UsageError:
+    return UsageError(
+        "states-too-large",
+        f"the hidden states take {size / 1e6:,.0f} MB",
+        where=Where(field="top_layers.cache"),
+        value=there,
+        fix="cache them on disk (top_layers.cache=disk), compute them anew (off), or shorten texts (max_length)",
+    )
 
 
 def _fill(part: LowerPart, states: LowerStates, batches: Batches[Batch], device: str) -> None:

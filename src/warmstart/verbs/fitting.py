@@ -18,6 +18,7 @@ import torch
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from warmstart.checkpoints import save_model
+from warmstart.engine.runtime_torch import is_out_of_memory
 from warmstart.errors import CheckpointError, TrainingError, WarmstartError, Where
 from warmstart.evaluation import Evaluation
 from warmstart.pipeline import Pipeline
@@ -38,6 +39,7 @@ from warmstart.training.precision import is_measured, measure, recorded
 from warmstart.training.recomputing import recomputing
 from warmstart.training.run import RunDirectory, tidying
 from warmstart.training.selection import Selection
+from warmstart.training.snapshot_folder import snapshot_unread
 from warmstart.training.snapshots import Snapshot, State, best_steps, save_snapshot
 from warmstart.training.state_files import pack
 from warmstart.training.stopping import Stop
@@ -91,12 +93,14 @@ class Fitting:
     stop: Stop
     stopped: bool = False  # the loop ended because of `stop`, with work left to do
     steps: int = 0
+    saved: int = 0  # the step of the newest snapshot
     evaluated: int = 0
     best: Evaluation | None = None
     progress_failed: bool = False
 
     def restore(self, snapshot: Snapshot) -> None:
-        """Become what the run was at a snapshot. Raises CheckpointError "state-unfit" if this is another model's."""
+        """Become what the run was at a snapshot. Raises CheckpointError "state-unfit" if this is another model's;
+        TrainingError "snapshot-unread" where memory is short."""
         state = snapshot.state
         try:
             self.weights.load(snapshot.path, state.recipes)
@@ -104,14 +108,17 @@ class Fitting:
             self.scheduler.load_state_dict(dict(state.scheduler))
             if self.guards.scaler is not None:
                 self.guards.scaler.load_state_dict(dict(state.scaler))
-        except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, MemoryError) as error:
+            if is_out_of_memory(error):
+                raise snapshot_unread(snapshot.path, error) from error
             raise CheckpointError(
                 "state-unfit",
                 f"the optimizer's state in the snapshot is not that of this model: {error}",
                 where=str(snapshot.path),
                 fix="choose another -o and train anew",
             ) from None
-        self.steps, self.evaluated = state.step.step, state.evaluated
+        self.steps = self.saved = state.step.step
+        self.evaluated = state.evaluated
         self.selection = copy.copy(state.selection)
         self.selection.patience = self.config.patience
         if self.selection.best is not None:
@@ -199,6 +206,7 @@ class Fitting:
         except CheckpointError as error:
             log.warning("no snapshot of step %d: %s%s; the run goes on", step.step, error.what, self._space(state))
         else:
+            self.saved = step.step
             with phase("prune", step.step), tidying():
                 self.directory.prune(max(LEAST_KEPT, self.config.keep))
                 self.prune_best()
@@ -294,7 +302,8 @@ def fit_pipeline(
                 )
     if fitting.stopped:
         total = fitting.schedule.total
-        log.warning("stopped after step %d of %d; the same call goes on from there", fitting.steps, total)
+        again = f"goes on after step {fitting.saved}" if fitting.saved else "starts over: there is no snapshot"
+        log.warning("stopped after step %d of %d; the same call %s", fitting.steps, total, again)
         raise stop.outcome()
     fitting.weights.finish()
     pipeline.model.eval()
