@@ -14,6 +14,7 @@ import argparse
 import asyncio
 import json
 import logging
+import statistics
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -98,26 +99,27 @@ def climbed(
 
 
 def run_overload(those: Sequence[Contestant], seconds: float | None, repeats: int) -> Iterator[Mapping[str, Any]]:
-    """Ours alone: a server that refuses nothing has no goodput to speak of."""
-    for contestant in those:
-        if not contestant.name.startswith("warmstart"):
-            continue
-        with running(contestant) as (address, _):
-            contents = bodies(contestant, address)
-            asyncio.run(capacity(address, contents, seconds=2))
-            peak = max(asyncio.run(capacity(address, contents, seconds=4)) for _ in range(3))
-            yield {"kind": "peak", "contestant": contestant.name, "rate": round(peak, 1)}
-            for times in OVER:
-                found = asyncio.run(
-                    at_rate(address, contents, rate=times * peak, seconds=seconds or 30, seed=int(times), recovery=True)
-                )
-                yield {
-                    "kind": "overload",
-                    "contestant": contestant.name,
-                    "times": times,
-                    "peak": round(peak, 1),
-                    **found,
-                }
+    """Ours alone: a server that refuses nothing has no goodput to speak of. What a server can do is looked at before
+    and after each load, as the machine's speed changes meanwhile."""
+    ours = [one for one in those if one.name.startswith("warmstart")]
+    for repeat in range(repeats):
+        for contestant in [*ours[repeat % len(ours) :], *ours[: repeat % len(ours)]]:
+            with running(contestant) as (address, _):
+                contents = bodies(contestant, address)
+                asyncio.run(capacity(address, contents, seconds=2))
+                before = _peaks(address, contents)
+                for times in OVER:
+                    rate, seed = times * statistics.median(before), 10 * repeat + int(times)
+                    load = at_rate(address, contents, rate=rate, seconds=seconds or 30, seed=seed, recovery=True)
+                    found = asyncio.run(load)
+                    after = _peaks(address, contents)
+                    names = {"kind": "overload", "contestant": contestant.name, "repeat": repeat, "times": times}
+                    yield {**names, "peaks": [round(peak, 1) for peak in (*before, *after)], **found}
+                    before = after
+
+
+def _peaks(address: Address, contents: Sequence[bytes]) -> list[float]:
+    return [asyncio.run(capacity(address, contents, seconds=4)) for _ in range(3)]
 
 
 def run_ready(those: Sequence[Contestant], seconds: float | None, repeats: int) -> Iterator[Mapping[str, Any]]:

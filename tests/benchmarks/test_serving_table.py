@@ -14,12 +14,16 @@ def rate(contestant: str, repeat: int, value: float, met: bool) -> dict[str, Any
     }  # fmt: skip
 
 
-def overload(goodput: float, outcomes: dict[str, int], *, bare: int = 0, again: float | None = 1.0) -> str:
-    record = {
-        "part": "overload", "kind": "overload", "contestant": FP32, "times": 2.0, "peak": 100.0, "rate": 200.0,
-        "goodput": goodput, "outcomes": outcomes, "refused_without_retry_after": bare,
+def loaded(goodput: float, outcomes: dict[str, int], *, bare: int = 0, again: float | None = 1.0) -> dict[str, Any]:
+    return {
+        "part": "overload", "kind": "overload", "contestant": FP32, "repeat": 0, "times": 2.0, "rate": 200.0,
+        "peaks": [100.0, 60.0, 130.0], "goodput": goodput, "outcomes": outcomes, "refused_without_retry_after": bare,
         "milliseconds": {"p99": 900.0}, "idle_again_seconds": again,
     }  # fmt: skip
+
+
+def overload(goodput: float, outcomes: dict[str, int], *, bare: int = 0, again: float | None = 1.0) -> str:
+    record = loaded(goodput, outcomes, bare=bare, again=again)
     return next(line for line in table([record]) if line.startswith("| warmstart"))
 
 
@@ -58,3 +62,12 @@ def test_overload_is_as_promised_only_where_all_of_it_is() -> None:
         overload(91, good, bare=1), overload(91, good, again=5.1), overload(91, good, again=None),
     ):  # fmt: skip
         assert line.endswith("| **no** |")
+
+
+def test_goodput_is_beside_the_median_of_the_peaks_around_it_and_promised_of_the_median_repeat() -> None:
+    def told(*goodputs: float) -> str:
+        return "\n".join(table([loaded(one, {"200": 2700}) for one in goodputs]))
+
+    assert "| 100 (60 – 130) | 2 × = 200/s | 88.0 | 88% |" in told(88)
+    assert "2 ×: promised at least 90% of the peak, found 91% (88% – 95%): met." in told(88, 95, 91)
+    assert "2 ×: promised at least 90% of the peak, found 88% (80% – 95%): **not met**." in told(88, 95, 80)
