@@ -55,6 +55,25 @@ def encoded(served: Served, client: str, *, texts: int) -> Job:
     return Job(client, rows, time.monotonic() + 60, list(served.task.encode(rows)))
 
 
+def test_what_would_wait_too_long_is_refused_before_it_is_encoded() -> None:
+    """Tokens that a client's other requests will have count, at half of what they have at most."""
+    models = Models({"reviews": numpy_pipeline()}, Limits(queue_seconds=0.5), Metrics())
+    served = models.served["reviews"]  # of 5,000 tokens a second
+    served._put(encoded(served, "one", texts=10))
+    served._take_room([Row({"text": "good " * 1000})] * 2, "one")  # 2,500 of at most 5,000
+    with pytest.raises(Refusal, match="queue-full"):
+        served.check_room("one")
+    served.check_room("another")
+
+
+def test_a_model_that_keeps_up_makes_the_event_loop_rest_for_no_other() -> None:
+    models = Models({"behind": numpy_pipeline(), "idle": numpy_pipeline()}, Limits(), Metrics())
+    behind = models.served["behind"]
+    behind._put(encoded(behind, "one", texts=50))
+    assert behind.backlog == 1.0
+    assert models.least_backlog() == 0.0
+
+
 def test_what_ran_for_a_client_that_left_is_not_decoded() -> None:
     metrics = Metrics()
     served = Models({"reviews": numpy_pipeline()}, Limits(), metrics).served["reviews"]

@@ -18,12 +18,13 @@ from warmstart.serving import playground
 from warmstart.serving.access import PROBES, Access
 from warmstart.serving.body import DepartedError, Receive, parse_json, read_body
 from warmstart.serving.connection import CONNECTION, GuardedConnection
-from warmstart.serving.endpoint import Answer, Call, Endpoint
+from warmstart.serving.endpoint import MANY, Answer, Call, Endpoint
 from warmstart.serving.gate import App, Gate, Scope, Send, to_json
 from warmstart.serving.lifecycle import Lifecycle
 from warmstart.serving.limits import Limits
 from warmstart.serving.metrics import CONTENT_TYPE, Metrics
 from warmstart.serving.models import Models
+from warmstart.serving.pacing import Pace
 from warmstart.serving.protocols import huggingface, native, openai, tei
 from warmstart.serving.refusal import Refusal, unavailable
 from warmstart.serving.schemas import LONGEST_DEADLINE, TEXT, described, record
@@ -55,6 +56,7 @@ class Service:
         self.gate = Gate(self._routed, access, self.metrics, header_bytes=limits.header_bytes)
         self.app: App = self.gate
         self.shedder = Shedder(self.gate, draining=lambda: self.lifecycle.draining)
+        self.pace = Pace(self.models.least_backlog)
 
     def _endpoints(self) -> Sequence[Endpoint]:
         status = record({"status": TEXT})
@@ -114,7 +116,8 @@ class Service:
             )
             if endpoint.request is None:
                 return _response(await endpoint.handle(call))
-            return _response(await _unless_departed(endpoint.handle(call), _connection(request)))
+            answer = await _unless_departed(endpoint.handle(call), _connection(request))
+            return await asyncio.to_thread(_response, answer) if len(answer.predictions) > MANY else _response(answer)
 
         return handle
 

@@ -16,6 +16,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from warmstart.serving.gate import Gate, Scope
 from warmstart.serving.limits import Limits
 from warmstart.serving.models import Served
+from warmstart.serving.pacing import Pace
 from warmstart.serving.refusal import Refusal
 from warmstart.serving.shedding import Shedder
 
@@ -43,9 +44,11 @@ class GuardedConnection(asyncio.Protocol):
     """
 
     def __init__(
-        self, limits: Limits, gate: Gate, shedder: Shedder, config: Any, server_state: Any, app_state: Any, loop: Any
-    ) -> None:
-        self._limits, self._gate, self._shedder, self._open = limits, gate, shedder, server_state.connections
+        self, limits: Limits, gate: Gate, shedder: Shedder, pace: Pace,
+        config: Any, server_state: Any, app_state: Any, loop: Any,
+    ) -> None:  # fmt: skip
+        self._limits, self._gate, self._shedder, self._pace = limits, gate, shedder, pace
+        self._open = server_state.connections
         state = {**app_state, CONNECTION: self}
         self._inner = _Reader(config=config, server_state=server_state, app_state=state, _loop=loop)
         self._inner.malformed = self._malformed
@@ -80,6 +83,7 @@ class GuardedConnection(asyncio.Protocol):
             data, self._unread = data[self._unread :], max(0, self._unread - len(data))
             if not data:
                 return
+        self._pace.arrived()
         if self._between() and not self._inner.flow.write_paused:
             if (answer := self._shedder.answer(self._address, data)) is not None:
                 content, self._unread = answer

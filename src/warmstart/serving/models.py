@@ -30,6 +30,9 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _PROBE_SECONDS = 5.0
 # Characters a token has at least, about: what is being tokenized counts against the queue before its tokens are known.
 _CHARACTERS_A_TOKEN = 2
+# By how much that overestimates them, mostly: what would wait too long is best refused before it is encoded, and never
+# for a guess.
+_OVERESTIMATED = 2
 
 
 class Served:
@@ -70,6 +73,11 @@ class Served:
         """Is the worker busy with requests, and not for longer than any request may take."""
         return self.alive and self._worker.works(self.limits.request_seconds)
 
+    @property
+    def backlog(self) -> float:
+        """Seconds of work that wait, about."""
+        return self._worker.wait(self._queue.tokens)
+
     def rows(self, items: Sequence[Any]) -> list[Row]:
         """Strings, pairs of strings and objects as rows of the task.
 
@@ -90,7 +98,8 @@ class Served:
     def check_room(self, client: str) -> None:
         """Raises Refusal "queue-full" while nothing more of this client may wait: before a body is parsed, it costs
         least."""
-        ahead = self._queue.ahead(client)
+        encoding = self._being_encoded[client] // _OVERESTIMATED
+        ahead = self._queue.ahead(client, encoding) + encoding
         if ahead and (self._queue.full or self._worker.wait(ahead) > self.limits.queue_seconds):
             raise overloaded(self._retry_after())
 
@@ -208,7 +217,7 @@ class Served:
         return unavailable("the server is stopping", code="stopping")
 
     def _retry_after(self) -> int:
-        return max(1, min(60, math.ceil(self._worker.wait(self._queue.tokens))))
+        return max(1, min(60, math.ceil(self.backlog)))
 
 
 async def _answer(job: Job) -> list[Any]:
@@ -268,6 +277,10 @@ class Models:
                     return found
         what = f"no model here does {task}" if named is None else f"this model does not do {task}"
         raise Refusal(404, "task-not-served", what, fix="GET /v1/models lists the models and their tasks")
+
+    def least_backlog(self) -> float:
+        """Seconds of work that wait at the model that has least."""
+        return min(served.backlog for served in self.served.values())
 
     def start(self) -> None:
         for served in self.served.values():

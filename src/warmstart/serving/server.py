@@ -187,7 +187,8 @@ class _Stops:
 
 def _config(service: Service, limits: Limits) -> uvicorn.Config:
     def connection(config: Any, server_state: Any, app_state: Any, _loop: Any = None) -> GuardedConnection:
-        return GuardedConnection(limits, service.gate, service.shedder, config, server_state, app_state, _loop)
+        ours = (limits, service.gate, service.shedder, service.pace)
+        return GuardedConnection(*ours, config, server_state, app_state, _loop)
 
     return uvicorn.Config(
         service.app,

@@ -46,7 +46,7 @@ class Worker:
         self._budget = min(budget, runtime.shapes.max_tokens)
         self._rows_at_most = task.rows_at_most if isinstance(task, Generates) else None  # in a batch that generates
         self._rate = _FIRST_RATE
-        self._undone = 0  # tokens that were drawn and not run
+        self._undone = 0  # tokens of the draw that is being run
         self._drew = math.inf  # when what it works on was drawn
         self.died = False
         self._thread = threading.Thread(target=self._work, name=f"warmstart-{name}", daemon=True)
@@ -70,8 +70,8 @@ class Worker:
         return tokens / self._rate
 
     def wait(self, ahead: int) -> float:
-        """Seconds until a job is run before which so many tokens wait: for those, and for what was drawn before. A job
-        that the next draw holds waits for nothing where answers grow side by side."""
+        """Seconds until a job is run before which so many tokens wait, at most about: for those, and for what was drawn
+        before. A job that the next draw holds waits for nothing where answers grow side by side."""
         if self._rows_at_most:
             ahead -= self._drawn_tokens()
         return self.seconds(ahead + self._undone) if ahead > 0 else 0.0
@@ -126,7 +126,6 @@ class Worker:
         results = run_isolating(self._task, self._runtime, features)
         self._metrics.stage(self._name, "run", time.monotonic() - started)
         lengths = [feature.length for feature in features]
-        self._undone -= sum(lengths)
         places = max(1, self._runtime.shapes.width(len(lengths), max(lengths)) * len(lengths))
         self._metrics.batch(self._name, tokens=sum(lengths), places=places, budget=self._budget)
         complete = list[Job]()
