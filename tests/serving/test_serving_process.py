@@ -52,6 +52,30 @@ def test_command_line_library_and_http_give_the_same(
             assert row["scores"] == pytest.approx(other["scores"], abs=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("format", "precision"), [("onnx", "fp32"), ("openvino", "fp32"), ("onnx", "int8"), ("openvino", "int8")]
+)
+def test_an_export_answers_over_http_as_in_the_library(
+    tiny: Callable[..., Path], tmp_path: Path, format: str, precision: str
+) -> None:
+    """Without PyTorch in the process. In int8 the range of numbers is that of a batch: one row, one answer."""
+    rows = [{"text": text, "label": "NEGATIVE"} for text in TEXTS]
+    few = ws.Tolerance(rows=len(rows), agreement=0.5, difference=None)
+    ws.export(tiny("bert"), tmp_path / "m", format=format, precision=precision, data=rows, tolerance=few)
+    library = [as_dict(ws.load(tmp_path / "m")(text)) for text in TEXTS]
+    with serving(["-m", "warmstart", "serve", "--port", 0, "-m", f"m={tmp_path / 'm'}"]) as (process, url, _):
+        with httpx.Client(base_url=url, timeout=20, trust_env=False) as client:
+            found = [client.post("/v1/predict/m", json=text).json() for text in TEXTS]
+            together = client.post("/v1/predict/m", json=TEXTS).json()
+        if Path("/proc/self/maps").exists():
+            assert "libtorch" not in Path(f"/proc/{process.pid}/maps").read_text()
+    apart = 1e-5 if precision == "fp32" else 0.05
+    for row, one, other in zip(library, found, together, strict=True):
+        assert (one["label"], one["tokens"]) == (row["label"], row["tokens"])
+        assert one["scores"] == pytest.approx(row["scores"], abs=1e-5)
+        assert other["scores"] == pytest.approx(row["scores"], abs=apart)
+
+
 def test_h72_sigterm_under_load_answers_all_it_accepted_and_exits_0() -> None:
     with serving(["-c", LIGHT, KEY]) as (process, url, lines):
         outcomes: list[object] = []
