@@ -36,10 +36,8 @@ def workloads() -> dict[str, Workload]:
     with (DATA / "reviews" / "test.jsonl").open(encoding="utf-8") as file:
         rows = [json.loads(line) for line in file]
     reviews = [(row["text"], row["label"].upper()) for row in rows]
-    with (DATA / "questions" / "test.csv").open(encoding="utf-8", newline="") as file:
-        questions = [(row["text"], None) for row in csv.DictReader(file)]
-    squad = json.loads((DATA / "answers" / "xquad.en.json").read_text(encoding="utf-8"))
-    contexts = [(part["context"], None) for article in squad["data"] for part in article["paragraphs"]]
+    questions = [(text, None) for text in question_texts("test")]
+    contexts = [(text, None) for text in paragraph_texts()]
     mixed: list[tuple[str, str | None]] = []
     for name, texts in (("reviews", reviews), ("questions", questions), ("contexts", contexts)):
         if len(texts) < MIXTURE[name]:
@@ -47,6 +45,17 @@ def workloads() -> dict[str, Workload]:
         mixed += texts[: MIXTURE[name]]
     random.Random(SEED).shuffle(mixed)
     return {name: _workload(name, texts) for name, texts in (("reviews", reviews), ("mixed", mixed))}
+
+
+def question_texts(part: str) -> list[str]:
+    with (DATA / "questions" / f"{part}.csv").open(encoding="utf-8", newline="") as file:
+        return [row["text"] for row in csv.DictReader(file)]
+
+
+def paragraph_texts() -> list[str]:
+    """XQuAD's contexts, which are in no parts."""
+    squad = json.loads((DATA / "answers" / "xquad.en.json").read_text(encoding="utf-8"))
+    return [part["context"] for article in squad["data"] for part in article["paragraphs"]]
 
 
 def _workload(name: str, texts: Sequence[tuple[str, str | None]]) -> Workload:

@@ -2,7 +2,7 @@
 
 reviews   MiniLM on reviews, one epoch, beside transformers' Trainer: dynamic padding, grouped by length; test accuracy
 fixed     the same beside padding to 128 tokens, as run_glue and AutoTrain do
-mixed     reviews, questions and paragraphs together, beside dynamic padding
+mixed     reviews, questions and paragraphs together, beside dynamic padding; which of them a text is, is learned
 saving    ws.train with a snapshot every 50 steps, and with none: what stands between the steps
 
 Contestants alternate in turns of a few steps, on one core, and each trains on the same rows with every seed. Each part
@@ -15,6 +15,7 @@ import argparse
 import json
 import logging
 import os
+import random
 import subprocess
 import sys
 import time
@@ -24,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from inference import machine
-from inference_workloads import DATA, workloads
+from inference_workloads import DATA, MIXTURE, SEED, paragraph_texts, question_texts
 from training_table import table
 
 from warmstart.verbs.bench_process import spare_cores
@@ -60,7 +61,7 @@ class Part:
 PARTS = {
     "reviews": Part((OURS, DYNAMIC, GROUPED), "reviews", 1280, judged=True),
     "fixed": Part((OURS, FIXED), "reviews", 384, turn=4, judged=True),
-    "mixed": Part((OURS, DYNAMIC), "mixed", 192, turn=2),
+    "mixed": Part((OURS, DYNAMIC), "mixed", 192, turn=2, judged=True),
     "saving": Part((OURS, SAVING), "reviews", 3232, turn=25),
 }
 
@@ -95,8 +96,9 @@ def main() -> None:
 
 def run(part: Part, rows: int | None, seeds: Sequence[int], threads: int) -> Iterator[dict[str, Any]]:
     """The records of a part: a turn each, and a result for each contestant and seed."""
-    data = training_rows(part.data)[: rows or part.rows]
-    test = review_rows("test") if part.judged else []
+    read_rows = {"reviews": review_rows, "mixed": mixed_rows}[part.data]
+    data = read_rows("train")[: rows or part.rows]
+    test = read_rows("test") if part.judged else []
     yield {"kind": "work", "rows": len(data), "labels": len({row["label"] for row in data}), "names": part.names}
     for repeat, seed in enumerate(seeds):
         workers = {}
@@ -155,18 +157,23 @@ class Worker:
         self._process.communicate()
 
 
-def training_rows(name: str) -> list[dict[str, Any]]:
-    """`reviews`: its training part. `mixed`: the texts of the inference benchmark, of which only speed is asked: a
-    row's label is where it stands, even or odd."""
-    if name == "reviews":
-        return review_rows("train")
-    texts = workloads()["mixed"].texts
-    return [{"text": text, "label": ("even", "odd")[i % 2]} for i, text in enumerate(texts)]
-
-
 def review_rows(part: str) -> list[dict[str, Any]]:
     with (DATA / "reviews" / f"{part}.jsonl").open(encoding="utf-8") as file:
         return [json.loads(line) for line in file]
+
+
+def mixed_rows(part: str) -> list[dict[str, Any]]:
+    """Reviews, questions and paragraphs, as many to one another as in the inference benchmark; a row's label is which
+    of them it is. Of the paragraphs, which are in no parts, every other one is of the training part."""
+    paragraphs = paragraph_texts()
+    kinds = {
+        "reviews": [row["text"] for row in review_rows(part)],
+        "questions": question_texts(part),
+        "contexts": paragraphs[::2] if part == "train" else paragraphs[1::2],
+    }
+    rows = [{"text": text, "label": kind} for kind, texts in kinds.items() for text in texts[: MIXTURE[kind] // 2]]
+    random.Random(SEED).shuffle(rows)
+    return rows
 
 
 def read() -> list[dict[str, Any]]:
