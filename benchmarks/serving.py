@@ -102,7 +102,7 @@ def run_overload(those: Sequence[Contestant], seconds: float | None, repeats: in
     """Ours alone: a server that refuses nothing has no goodput to speak of. What a server can do is looked at before
     and after each load, as the machine's speed changes meanwhile."""
     ours = [one for one in those if one.name.startswith("warmstart")]
-    for repeat in range(repeats):
+    for repeat in range(repeats if ours else 0):
         for contestant in [*ours[repeat % len(ours) :], *ours[: repeat % len(ours)]]:
             with running(contestant) as (address, _):
                 contents = bodies(contestant, address)

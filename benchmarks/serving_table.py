@@ -107,7 +107,7 @@ def _overload(records: Records) -> Iterator[str]:
     for name, found in shares.items():
         met = "met" if statistics.median(found) >= GOODPUT else "**not met**"
         spread = f"{statistics.median(found):.0%} ({min(found):.0%} – {max(found):.0%})"
-        yield f"- {name}: promised at least {GOODPUT:.0%} of the peak, found {spread}: {met}."
+        yield f"- {name}: goodput promised at least {GOODPUT:.0%} of the peak, found {spread}: {met}."
 
 
 def _ready(records: Records) -> Iterator[str]:

@@ -97,6 +97,14 @@ class TrainingError(WarmstartError):
     exit_code = 1
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Does an error, torch's own included, mean that the computer or the device has not enough memory."""
+    messages = ("can't allocate memory", "out of memory")  # of a CPU, of CUDA
+    if isinstance(error, MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(message in str(error) for message in messages)
+
+
 def _rebuild(kind: type[WarmstartError], code: str, what: str, fix: str, where: Where, value: object) -> WarmstartError:
     return kind(code, what, fix=fix, where=where, value=value)
 

@@ -69,5 +69,5 @@ def test_goodput_is_beside_the_median_of_the_peaks_around_it_and_promised_of_the
         return "\n".join(table([loaded(one, {"200": 2700}) for one in goodputs]))
 
     assert "| 100 (60 – 130) | 2 × = 200/s | 88.0 | 88% |" in told(88)
-    assert "2 ×: promised at least 90% of the peak, found 91% (88% – 95%): met." in told(88, 95, 91)
-    assert "2 ×: promised at least 90% of the peak, found 88% (80% – 95%): **not met**." in told(88, 95, 80)
+    assert "2 ×: goodput promised at least 90% of the peak, found 91% (88% – 95%): met." in told(88, 95, 91)
+    assert "2 ×: goodput promised at least 90% of the peak, found 88% (80% – 95%): **not met**." in told(88, 95, 80)

@@ -6,6 +6,7 @@ import logging
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 from support.damage import copy_of, edit_json, refused
 from support.models import FAMILIES, POSITIONS
 from warmstart.checkpoints import load_config, load_model, load_tokenizer, load_weights, save_model, verify
-from warmstart.errors import UsageError
+from warmstart.errors import CheckpointError, UsageError
 
 CLASSIFICATION = "AutoModelForSequenceClassification"
 THREE = {"num_labels": 3, "id2label": {0: "a", 1: "b", 2: "c"}, "label2id": {"a": 0, "b": 1, "c": 2}}
@@ -203,6 +204,25 @@ def test_weights_go_back_into_the_same_model(tiny: Callable[..., Path], tmp_path
     (tmp_path / "best" / "model.safetensors").write_bytes(content)
     with refused("manifest-mismatch", "model.safetensors"):
         load_weights(model, tmp_path / "best")
+
+
+def test_too_little_memory_is_no_fault_of_the_checkpoint(
+    tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for error, expected in (
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."), RuntimeError),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 bytes."), RuntimeError),
+        (MemoryError(), MemoryError),
+        (RuntimeError("size mismatch"), CheckpointError),  # the healthy twin
+    ):
+
+        def fail(*arguments: Any, error: Exception = error, **options: Any) -> Any:
+            raise error
+
+        with monkeypatch.context() as patch, pytest.raises(expected) as caught:
+            patch.setattr(transformers.PreTrainedModel, "from_pretrained", fail)
+            load_model(verify(tiny("bert")), auto_class=CLASSIFICATION)
+        assert (caught.value is error) is (expected is not CheckpointError)
 
 
 def test_the_real_encoder_equals_plain_transformers(encoder: Path) -> None:

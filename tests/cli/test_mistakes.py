@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
 
 from warmstart.cli.main import COMMANDS
 
@@ -200,6 +201,21 @@ def test_f88_a_full_disk_leaves_no_half_file(
     assert sorted(path.name for path in files.iterdir()) == before
     trained = warmstart("train", "-m", tiny("bert"), "-d", "train.jsonl", "-o", "r", *ONE_STEP)
     assert trained.code == 1 and "run-unwritable" in trained.err and not (files / "r" / "model").exists()
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes.")])
+def test_a_checkpoint_larger_than_memory_gives_1(
+    warmstart: Any, tiny: Callable[..., Path], files: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(*arguments: Any, **options: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(transformers.PreTrainedModel, "from_pretrained", fail)
+    done = warmstart("predict", "-m", tiny("bert"), "good")
+    assert done.code == 1 and done.err.splitlines()[-2:] == [
+        f"error: not enough memory: {error}" if str(error) else "error: not enough memory",
+        "  next: free some, or take a smaller checkpoint",
+    ]
 
 
 def test_a_run_that_cannot_go_on_gives_1(warmstart: Any, tiny: Callable[..., Path], files: Path) -> None:

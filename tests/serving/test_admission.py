@@ -56,14 +56,39 @@ def encoded(served: Served, client: str, *, texts: int) -> Job:
 
 
 def test_what_would_wait_too_long_is_refused_before_it_is_encoded() -> None:
-    """Tokens that a client's other requests will have count, at half of what they have at most."""
-    models = Models({"reviews": numpy_pipeline()}, Limits(queue_seconds=0.5), Metrics())
-    served = models.served["reviews"]  # of 5,000 tokens a second
-    served._put(encoded(served, "one", texts=10))
-    served._take_room([Row({"text": "good " * 1000})] * 2, "one")  # 2,500 of at most 5,000
-    with pytest.raises(Refusal, match="queue-full"):
-        served.check_room("one")
-    served.check_room("another")
+    """Tokens count that a client's other requests will have, by what such requests had: texts that are cut have few."""
+    for words, texts, refused in ((98, 20, True), (20_000, 1, False)):
+        models = Models({"reviews": numpy_pipeline()}, Limits(queue_seconds=0.5), Metrics())
+        served = models.served["reviews"]  # of 5,000 tokens a second, whose texts have 128 at most
+        rows = [Row({"text": "good " * words})] * texts
+        for _ in range(20):
+            job = Job("before", rows, time.monotonic() + 60)
+            list(served._admit(job, served._take_room(rows, "before")))
+            job.future.cancel()
+        served._put(encoded(served, "one", texts=1))
+        for _ in range(2):
+            served._take_room(rows, "one")  # at most 5,000 tokens each, and 2,000; or 50,000, and 128
+        if refused:
+            with pytest.raises(Refusal, match="queue-full"):
+                served.check_room("one")
+        else:
+            served.check_room("one")
+        served.check_room("another")
+
+
+def test_what_is_run_of_a_draw_makes_room_when_it_is_as_much_as_a_draw_mostly_is() -> None:
+    """Of 5,000 tokens a second that is 1,250, and 156 where the queue holds an eighth of a second."""
+    for queue_seconds, parts, left in (
+        (2.0, (1250, 1000, 1250), (3750, 3750, 1500)), (0.125, (20, 100, 40), (5000, 5000, 4840)),
+    ):  # fmt: skip
+        limits = Limits(queue_seconds=queue_seconds)
+        worker = Models({"reviews": numpy_pipeline()}, limits, Metrics()).served["reviews"]._worker
+        worker._undone, found = 5000, list[int]()
+        for tokens in parts:
+            worker._count_run(tokens)
+            found.append(worker._undone)
+        assert tuple(found) == left
+        assert worker._drawn_tokens() == max(512, min(1250, int(queue_seconds / 4 * 5000)))
 
 
 def test_a_model_that_keeps_up_makes_the_event_loop_rest_for_no_other() -> None:

@@ -23,6 +23,7 @@ from support.runs import FAST, reviews, weights_sha256
 from warmstart.cli.main import run as command_line
 from warmstart.evaluation import Evaluation
 from warmstart.provenance import folder_digest
+from warmstart.training import trained_weights
 from warmstart.training.attempts import Attempts
 from warmstart.training.run import RunDirectory
 from warmstart.training.snapshot_folder import snapshots
@@ -644,10 +645,11 @@ def test_c15_a_snapshot_that_cannot_be_read_now_is_left_as_it_is(
         def short(*arguments: Any, error: BaseException = error) -> Any:
             raise error
 
-        with monkeypatch.context() as patch, pytest.raises(ws.TrainingError) as caught:
-            patch.setattr(torch.optim.Optimizer, "load_state_dict", short)
-            _train(checkpoint, run)
-        assert caught.value.code == "snapshot-unread"
+        for place in ((torch.optim.Optimizer, "load_state_dict"), (trained_weights, "load_weights")):
+            with monkeypatch.context() as patch, pytest.raises(ws.TrainingError) as caught:
+                patch.setattr(*place, short)
+                _train(checkpoint, run)
+            assert caught.value.code == "snapshot-unread"
     _assert_as_in_peace(_train(checkpoint, run), peace)
     assert _attempts(run)[-2]["began_at"] == 7
 

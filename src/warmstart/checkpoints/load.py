@@ -23,7 +23,7 @@ from warmstart.checkpoints.quiet import quiet_transformers
 from warmstart.checkpoints.tokenizer_object import has_vocabulary, load_tokenizer
 from warmstart.checkpoints.verified import Verified
 from warmstart.checkpoints.weights import read_weights
-from warmstart.errors import CheckpointError, UsageError, Where, did_you_mean
+from warmstart.errors import CheckpointError, UsageError, Where, did_you_mean, is_out_of_memory
 from warmstart.randomness import derive
 
 __all__ = ["AUTO_CLASSES", "load_config", "load_model", "load_tokenizer", "load_weights"]
@@ -155,9 +155,9 @@ def _building(auto: Any, folder: Path, config: PreTrainedConfig) -> Iterator[Non
     try:
         with quiet_transformers():
             yield
-    except MemoryError:
-        raise
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         if "Unrecognized configuration class" in str(error):
             raise CheckpointError(
                 "architecture-unsupported",

@@ -14,7 +14,7 @@ import click
 import warmstart
 from warmstart.cli import console
 from warmstart.cli.streams import usable_streams
-from warmstart.errors import UsageError, WarmstartError, did_you_mean
+from warmstart.errors import UsageError, WarmstartError, did_you_mean, is_out_of_memory
 
 # Each command's file is imported when it is asked for, so that --help stays quick.
 COMMANDS: Mapping[str, str] = {
@@ -114,6 +114,13 @@ def _outcome(arguments: list[str]) -> int:
         return 130
     except BrokenPipeError:
         raise
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        console.error(
+            f"not enough memory{f': {error}' if str(error) else ''}\n  next: free some, or take a smaller checkpoint"
+        )
+        return 1
     except OSError as error:
         place = "" if error.filename is None else f"\n  at:   {error.filename}"
         console.error(f"{error.strerror or error}{place}\n  next: check free space, permissions and the path")

@@ -13,6 +13,7 @@ import torch
 from warmstart.batching import Shapes
 from warmstart.engine.predict import MAX_TOKENS
 from warmstart.engine.prepacked_layer import prepacked
+from warmstart.errors import is_out_of_memory
 from warmstart.features import Array, Batch
 from warmstart.tasks import Task
 from warmstart.tasks.contract import Generates
@@ -124,14 +125,6 @@ def to_tensors(batch: Batch, device: str) -> Batch:
         inputs={name: torch.from_numpy(array).to(device) for name, array in batch.inputs.items()},
         targets={name: torch.from_numpy(array).to(device) for name, array in batch.targets.items()},
     )
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Does an error mean that the device has not enough memory. Only CUDA has a class for it."""
-    messages = ("can't allocate memory", "out of memory")
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(message in str(error) for message in messages)
 
 
 def _to_array(output: torch.Tensor) -> Array:

@@ -18,7 +18,7 @@ from warmstart.serving import playground
 from warmstart.serving.access import PROBES, Access
 from warmstart.serving.body import DepartedError, Receive, parse_json, read_body
 from warmstart.serving.connection import CONNECTION, GuardedConnection
-from warmstart.serving.endpoint import MANY, Answer, Call, Endpoint
+from warmstart.serving.endpoint import Answer, Call, Endpoint
 from warmstart.serving.gate import App, Gate, Scope, Send, to_json
 from warmstart.serving.lifecycle import Lifecycle
 from warmstart.serving.limits import Limits
@@ -32,6 +32,8 @@ from warmstart.serving.shedding import Shedder
 
 _DEADLINE = "x-timeout-ms"
 _LAST_MOMENT = 1.0  # in seconds
+# Predictions of which an answer is built in a thread: a thousand would keep the event loop from others for too long.
+_MANY = 64
 
 
 class Service:
@@ -114,10 +116,10 @@ class Service:
                 path=request.path_params,
                 body=body,
             )
+            answering = _answered(endpoint.handle(call))
             if endpoint.request is None:
-                return _response(await endpoint.handle(call))
-            answer = await _unless_departed(endpoint.handle(call), _connection(request))
-            return await asyncio.to_thread(_response, answer) if len(answer.predictions) > MANY else _response(answer)
+                return await answering
+            return await _unless_departed(answering, _connection(request))
 
         return handle
 
@@ -168,8 +170,8 @@ def _connection(request: Request) -> GuardedConnection:
     return connection
 
 
-async def _unless_departed(work: Awaitable[Answer], connection: GuardedConnection) -> Answer:
-    """The answer; cancels the work when the client leaves. Raises DepartedError."""
+async def _unless_departed(work: Awaitable[Response], connection: GuardedConnection) -> Response:
+    """The response; cancels the work when the client leaves. Raises DepartedError."""
     working = asyncio.current_task()
     assert working is not None
     left = False
@@ -188,7 +190,13 @@ async def _unless_departed(work: Awaitable[Answer], connection: GuardedConnectio
             raise
 
 
+async def _answered(work: Awaitable[Answer]) -> Response:
+    answer = await work
+    many = len(answer.predictions) > _MANY
+    return await asyncio.to_thread(_response, answer) if many else _response(answer)
+
+
 def _response(answer: Answer) -> Response:
     cut = sum(prediction.truncated for prediction in answer.predictions)
     headers = {"X-Truncated-Rows": str(cut)} if cut else {}
-    return Response(to_json(answer.body), media_type="application/json", headers=headers)
+    return Response(to_json(answer.told()), media_type="application/json", headers=headers)

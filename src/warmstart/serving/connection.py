@@ -83,8 +83,8 @@ class GuardedConnection(asyncio.Protocol):
             data, self._unread = data[self._unread :], max(0, self._unread - len(data))
             if not data:
                 return
-        self._pace.arrived()
         if self._between() and not self._inner.flow.write_paused:
+            self._pace.arrived()
             if (answer := self._shedder.answer(self._address, data)) is not None:
                 content, self._unread = answer
                 self._transport.write(content)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,8 +10,6 @@ from warmstart.serving.models import Models, Served
 from warmstart.serving.refusal import Refusal
 
 Schema = Mapping[str, Any]
-
-MANY = 64  # predictions; as much work as an answer's, or more
 
 
 @dataclass(frozen=True)
@@ -37,12 +34,6 @@ class Call:
             raise Refusal(413, "rows-too-many", what, fix="send them in several requests")
         return await served.predict(served.rows(items), client=self.client, deadline=self.deadline)
 
-    async def answer(self, predictions: Sequence[Any], told: Callable[[], Any]) -> Answer:
-        """What `told` makes of predictions; of many of them off the event loop, which the numbers of a thousand
-        embeddings would keep from others for tens of milliseconds."""
-        many = len(predictions) > MANY
-        return Answer(await asyncio.to_thread(told) if many else told(), predictions)
-
     def fields(self, *, required: Sequence[str], optional: Sequence[str] = ()) -> Mapping[str, Any]:
         """The body, if it is an object with these fields and no other. Raises Refusal "body-not-object",
         "field-missing", "field-unknown"."""
@@ -62,9 +53,10 @@ class Call:
 
 @dataclass(frozen=True)
 class Answer:
-    """What is sent as JSON; `predictions` are those it was made of, so that headers can tell of texts that were cut."""
+    """What is sent: `told` gives it as plain values, in a thread where it is made of many `predictions`. Headers tell
+    whether their texts were cut. `told` may raise a Refusal."""
 
-    body: Any
+    told: Callable[[], Any]
     predictions: Sequence[Any] = ()
 
 

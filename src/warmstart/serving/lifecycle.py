@@ -51,7 +51,7 @@ class Lifecycle:
     async def livez(self, call: Call) -> Answer:
         """The process answers; a dead worker is a reason to restart it."""
         self._check_alive()
-        return Answer({"status": "alive"})
+        return Answer(lambda: {"status": "alive"})
 
     async def readyz(self, call: Call) -> Answer:
         """Every model answered a row at most a second ago, or has been answering requests that take longer."""
@@ -65,7 +65,7 @@ class Lifecycle:
                 self._proving = asyncio.create_task(self._prove_all())
             if failed := await asyncio.shield(self._proving):  # however many ask, there is one row
                 raise failed
-        return Answer({"status": "ready"})
+        return Answer(lambda: {"status": "ready"})
 
     async def _prove_all(self) -> Refusal | None:
         """What failed, if anything did; it was logged."""

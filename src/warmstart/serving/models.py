@@ -30,9 +30,8 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _PROBE_SECONDS = 5.0
 # Characters a token has at least, about: what is being tokenized counts against the queue before its tokens are known.
 _CHARACTERS_A_TOKEN = 2
-# By how much that overestimates them, mostly: what would wait too long is best refused before it is encoded, and never
-# for a guess.
-_OVERESTIMATED = 2
+# How much the newest request counts in the share of those that it turned out to have.
+_NEWEST = 0.2
 
 
 class Served:
@@ -48,10 +47,11 @@ class Served:
         self._queue = FairQueue(limits.queue_tokens, told=lambda why: metrics.dropped(name, why))
         self._worker = Worker(
             name, self.task, frozen(pipeline.runtime), self._queue,
-            budget=limits.batch_tokens, pool=decoding, metrics=metrics,
+            budget=limits.batch_tokens, queue_seconds=limits.queue_seconds, pool=decoding, metrics=metrics,
         )  # fmt: skip
         self._lock = threading.Lock()
-        self._being_encoded = Counter[str]()  # tokens, about, by client
+        self._being_encoded = Counter[str]()  # tokens at most, about, by client
+        self._share = 0.0  # of those, that there turned out to be lately: texts are cut, and words are long
         metrics.watch_queue(name, lambda: float(self._queue.tokens))
 
     def start(self) -> None:
@@ -98,7 +98,7 @@ class Served:
     def check_room(self, client: str) -> None:
         """Raises Refusal "queue-full" while nothing more of this client may wait: before a body is parsed, it costs
         least."""
-        encoding = self._being_encoded[client] // _OVERESTIMATED
+        encoding = int(self._being_encoded[client] * self._share)
         ahead = self._queue.ahead(client, encoding) + encoding
         if ahead and (self._queue.full or self._worker.wait(ahead) > self.limits.queue_seconds):
             raise overloaded(self._retry_after())
@@ -151,6 +151,7 @@ class Served:
                 if tokens > self.limits.queue_tokens:
                     raise self._too_large()
             job.features = features
+            self._share += _NEWEST * (tokens / size - self._share)
             self._metrics.stage(self.name, "encode", seconds + time.monotonic() - started)
             self._put(job)
         except BaseException as error:

@@ -1,7 +1,7 @@
 """While all models are behind, requests are looked at together.
 
 Each that wakes the event loop alone interrupts a model and runs in caches which that model has filled: it costs half as
-much again as one of several. Who waits for what is queued does not notice milliseconds, so the loop lets some pass.
+much again as one of several. Beside what waits in the queues some milliseconds are little, so the loop lets them pass.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ class Pace:
         self._resting = False
 
     def arrived(self) -> None:
-        """Something came: rest once all that came with it was looked at, where there is time."""
+        """A request came: rest once it and all that came with it were looked at, where there is time."""
         if not self._resting and self._backlog() > _BEHIND:
             self._resting = True
-            asyncio.get_running_loop().call_soon(self._rest)
+            loop = asyncio.get_running_loop()
+            loop.call_soon(loop.call_soon, self._rest)  # after the tasks that are begun in this turn
 
     def _rest(self) -> None:
         time.sleep(_REST)

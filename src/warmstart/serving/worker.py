@@ -38,15 +38,18 @@ class Worker:
         queue: FairQueue,
         *,
         budget: int,
+        queue_seconds: float,
         pool: Executor,
         metrics: Metrics,
     ) -> None:
         self._name, self._task, self._runtime, self._queue = name, task, runtime, queue
         self._draw, self._pool, self._metrics = budget, pool, metrics
+        self._draw_seconds = min(_DRAW_SECONDS, queue_seconds / 4)  # else a draw alone would be too long a wait
         self._budget = min(budget, runtime.shapes.max_tokens)
         self._rows_at_most = task.rows_at_most if isinstance(task, Generates) else None  # in a batch that generates
         self._rate = _FIRST_RATE
-        self._undone = 0  # tokens of the draw that is being run
+        self._undone = 0  # tokens that were drawn and not run, or not long ago
+        self._run_since = 0  # tokens of those that were run
         self._drew = math.inf  # when what it works on was drawn
         self.died = False
         self._thread = threading.Thread(target=self._work, name=f"warmstart-{name}", daemon=True)
@@ -81,7 +84,7 @@ class Worker:
         try:
             while (pieces := self._queue.take(self._drawn_tokens(), rows_at_most=self._rows_at_most)) is not None:
                 self._drew = time.monotonic()
-                self._undone = sum(piece.feature.length for piece in pieces)
+                self._undone, self._run_since = sum(piece.feature.length for piece in pieces), 0
                 self._run_all(pieces)
                 self._undone = 0
                 self._drew = math.inf
@@ -116,7 +119,7 @@ class Worker:
             self._rate += _NEWEST * (rate - self._rate)
 
     def _drawn_tokens(self) -> int:
-        return min(self._draw, max(_SMALLEST_DRAW, int(_DRAW_SECONDS * self._rate)))
+        return min(self._draw, max(_SMALLEST_DRAW, int(self._draw_seconds * self._rate)))
 
     def _run(self, batch: Sequence[Piece]) -> None:
         started = time.monotonic()
@@ -126,6 +129,7 @@ class Worker:
         results = run_isolating(self._task, self._runtime, features)
         self._metrics.stage(self._name, "run", time.monotonic() - started)
         lengths = [feature.length for feature in features]
+        self._count_run(sum(lengths))
         places = max(1, self._runtime.shapes.width(len(lengths), max(lengths)) * len(lengths))
         self._metrics.batch(self._name, tokens=sum(lengths), places=places, budget=self._budget)
         complete = list[Job]()
@@ -142,6 +146,13 @@ class Worker:
                 complete.append(job)
         if complete:  # handed over at once: each time costs as much as decoding a row
             self._pool.submit(self._decode_all, complete)
+
+    def _count_run(self, tokens: int) -> None:
+        """No more often than a draw mostly lasts: each time there is room, more is parsed than finds it."""
+        self._run_since += tokens
+        if self.seconds(self._run_since) >= self._draw_seconds:
+            self._undone -= self._run_since
+            self._run_since = 0
 
     def _decode_all(self, jobs: Sequence[Job]) -> None:
         for job in jobs:

@@ -13,8 +13,8 @@ import math
 import torch
 
 from warmstart.batching import collate
-from warmstart.engine.runtime_torch import is_out_of_memory, to_tensors
-from warmstart.errors import TrainingError
+from warmstart.engine.runtime_torch import to_tensors
+from warmstart.errors import TrainingError, is_out_of_memory
 from warmstart.features import Batch, Feature
 from warmstart.tasks import Task
 from warmstart.training.batches import Batches

@@ -21,8 +21,7 @@ from typing import Any, Protocol
 import torch
 
 from warmstart.checkpoints.commit import commit_folder, make_folder, sweep
-from warmstart.engine.runtime_torch import is_out_of_memory
-from warmstart.errors import CheckpointError, UsageError, WarmstartError
+from warmstart.errors import CheckpointError, UsageError, WarmstartError, is_out_of_memory
 from warmstart.training.attempts import NAME as ATTEMPTS
 from warmstart.training.attempts import Attempts
 from warmstart.training.generators import Generator, capture, restore
@@ -112,7 +111,8 @@ class Checkpointer:
         A snapshot that does not verify is set aside as `step-….rejected` with the reason, and the one before it taken.
         Raises UsageError "run-locked", "folder-taken", "resume-differs" (other `settings`); CheckpointError
         "state-unfit" where the state is not that of this model, optimizer, scheduler or generators, whose state is
-        undefined then; UsageError "state-unsavable", WarmstartError "run-unwritable".
+        undefined then; TrainingError "snapshot-unread" where memory, handles or a disk kept it from being read or taken
+        over, with the state undefined, too; UsageError "state-unsavable", WarmstartError "run-unwritable".
         """
         self.close()
         try:

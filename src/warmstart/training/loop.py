@@ -16,8 +16,7 @@ from itertools import accumulate, islice
 import torch
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from warmstart.engine.runtime_torch import is_out_of_memory
-from warmstart.errors import TrainingError
+from warmstart.errors import TrainingError, is_out_of_memory
 from warmstart.features import Batch
 from warmstart.randomness import derive
 from warmstart.tasks import Task

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from warmstart.engine.runtime_torch import is_out_of_memory
+from warmstart.errors import is_out_of_memory
 from warmstart.features import Batch
 from warmstart.randomness import derive
 from warmstart.training.batches import Batches

@@ -85,7 +85,7 @@ def snapshot_unread(path: Path, error: BaseException) -> TrainingError:
     reason = error.what if isinstance(error, CheckpointError) else str(error) or type(error).__name__
     return TrainingError(
         "snapshot-unread",
-        f"{path.name} could not be read, which does not prove it damaged, and nothing was changed: {reason}",
+        f"{path.name} could not be read, which does not prove it damaged, and its folder is unchanged: {reason}",
         where=str(path),
         fix="run the same again with more free memory, and with access to the folder; "
         "if its disk cannot read it any more, move the folder away",

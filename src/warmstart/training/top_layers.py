@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import shutil
@@ -18,7 +19,6 @@ import torch
 from torch import nn
 
 from warmstart.batching import collate
-from warmstart.durable import is_unsupported
 from warmstart.engine.lower_states import CACHED, LowerPart, LowerStates
 from warmstart.engine.runtime_torch import to_tensors
 from warmstart.errors import UsageError, Where
@@ -29,6 +29,8 @@ from warmstart.training.depth import depths, layers_of
 from warmstart.training.recipes import TopLayers
 
 log = logging.getLogger("warmstart")
+# What a file system says that has no room, or none for files as large.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 FILL_TOKENS = 2048  # a batch, as in prediction on a CPU
 
@@ -165,7 +167,7 @@ def _reserve(file: int, size: int) -> None:
         if sys.platform == "linux":  # elsewhere a file with holes has to do
             os.posix_fallocate(file, 0, size)
     except OSError as error:
-        if not is_unsupported(error):
+        if error.errno in _FULL:  # another error tells nothing of the room: there may be no such call here
             raise _too_large(size, str(error.strerror)) from error
 
 

@@ -18,8 +18,7 @@ import torch
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from warmstart.checkpoints import save_model
-from warmstart.engine.runtime_torch import is_out_of_memory
-from warmstart.errors import CheckpointError, TrainingError, WarmstartError, Where
+from warmstart.errors import CheckpointError, TrainingError, WarmstartError, Where, is_out_of_memory
 from warmstart.evaluation import Evaluation
 from warmstart.pipeline import Pipeline
 from warmstart.rows import Row
@@ -100,7 +99,7 @@ class Fitting:
 
     def restore(self, snapshot: Snapshot) -> None:
         """Become what the run was at a snapshot. Raises CheckpointError "state-unfit" if this is another model's;
-        TrainingError "snapshot-unread" where memory is short."""
+        TrainingError "snapshot-unread" where memory or a disk fails."""
         state = snapshot.state
         try:
             self.weights.load(snapshot.path, state.recipes)
@@ -108,6 +107,10 @@ class Fitting:
             self.scheduler.load_state_dict(dict(state.scheduler))
             if self.guards.scaler is not None:
                 self.guards.scaler.load_state_dict(dict(state.scaler))
+        except (CheckpointError, OSError) as error:
+            if isinstance(error, CheckpointError) and error.code != "file-unreadable":
+                raise
+            raise snapshot_unread(snapshot.path, error) from error
         except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, MemoryError) as error:
             if is_out_of_memory(error):
                 raise snapshot_unread(snapshot.path, error) from error
@@ -204,7 +207,8 @@ class Fitting:
             with phase("save", step.step), self.weights.as_checkpoint():
                 save_snapshot(target, self.pipeline.model, self.pipeline.tokenizer, state)
         except CheckpointError as error:
-            log.warning("no snapshot of step %d: %s%s; the run goes on", step.step, error.what, self._space(state))
+            then = "" if self.stopped else "; the run goes on"
+            log.warning("no snapshot of step %d: %s%s%s", step.step, error.what, self._space(state), then)
         else:
             self.saved = step.step
             with phase("prune", step.step), tidying():

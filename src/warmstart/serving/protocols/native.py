@@ -41,4 +41,4 @@ async def _predict(call: Call) -> Answer:
         answers = [as_dict(prediction) for prediction in predictions]
         return answers if several else answers[0]
 
-    return await call.answer(predictions, told)
+    return Answer(told, predictions)

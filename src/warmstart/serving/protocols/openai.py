@@ -84,11 +84,12 @@ def _described(served: Served) -> dict[str, Any]:
 
 
 async def _list(call: Call) -> Answer:
-    return Answer({"object": "list", "data": [_described(served) for served in call.models.served.values()]})
+    return Answer(lambda: {"object": "list", "data": [_described(served) for served in call.models.served.values()]})
 
 
 async def _one(call: Call) -> Answer:
-    return Answer(_described(call.models.find(call.path["model"])))
+    served = call.models.find(call.path["model"])
+    return Answer(lambda: _described(served))
 
 
 async def _embed(call: Call) -> Answer:
@@ -124,7 +125,7 @@ async def _embed(call: Call) -> Answer:
         usage = {"prompt_tokens": tokens, "total_tokens": tokens}
         return {"object": "list", "model": served.name, "data": data, "usage": usage}
 
-    return await call.answer(predictions, told)
+    return Answer(told, predictions)
 
 
 def _packed(embedding: Sequence[float]) -> str:

@@ -45,7 +45,7 @@ async def _info(call: Call) -> Answer:
     served = next(iter(call.models.served.values()))
     limits = served.limits
     return Answer(
-        {
+        lambda: {
             "model_id": served.name,
             "model_type": _model_type(served),
             "task": served.task.name,
@@ -84,7 +84,7 @@ async def _embed(call: Call) -> Answer:
             raise parameter_unsupported("normalize", what)
         return vectors.tolist()
 
-    return await call.answer(predictions, told)
+    return Answer(told, predictions)
 
 
 async def _predict(call: Call) -> Answer:
@@ -99,7 +99,7 @@ async def _predict(call: Call) -> Answer:
         answers = [best_first(prediction.scores) for prediction in predictions]
         return answers if several else answers[0]
 
-    return await call.answer(predictions, told)
+    return Answer(told, predictions)
 
 
 def best_first(scores: dict[str, float]) -> list[dict[str, Any]]:
