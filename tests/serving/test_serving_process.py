@@ -58,7 +58,8 @@ def test_command_line_library_and_http_give_the_same(
 def test_an_export_answers_over_http_as_in_the_library(
     tiny: Callable[..., Path], tmp_path: Path, format: str, precision: str
 ) -> None:
-    """Without PyTorch in the process. In int8 the range of numbers is that of a batch: one row, one answer."""
+    """Without PyTorch in the process. In int8 company in a batch tells: ONNX Runtime's ranges are those of the batch,
+    and OpenVINO's last bits decide what is rounded up."""
     rows = [{"text": text, "label": "NEGATIVE"} for text in TEXTS]
     few = ws.Tolerance(rows=len(rows), agreement=0.5, difference=None)
     ws.export(tiny("bert"), tmp_path / "m", format=format, precision=precision, data=rows, tolerance=few)
