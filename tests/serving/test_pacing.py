@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection
 
 import pytest
 
@@ -10,8 +11,9 @@ from warmstart.serving import pacing
 from warmstart.serving.pacing import Pace
 
 
-def happens(monkeypatch: pytest.MonkeyPatch, *turns: list[float]) -> list[str]:
-    """What happens where in each turn of the loop a request arrives at each of these backlogs, and begins a task."""
+def happens(monkeypatch: pytest.MonkeyPatch, *turns: list[float], connecting: Collection[int] = ()) -> list[str]:
+    """What happens where in each turn of the loop a request arrives at each of these backlogs, and begins a task; in
+    some turns a client connects, too."""
     seen = list[str]()
     monkeypatch.setattr(pacing.time, "sleep", lambda seconds: seen.append(f"rest of {seconds}"))
     backlog = 0.0
@@ -22,7 +24,9 @@ def happens(monkeypatch: pytest.MonkeyPatch, *turns: list[float]) -> list[str]:
     async def load() -> None:
         nonlocal backlog
         pace = Pace(lambda: backlog)
-        for turn in turns:
+        for number, turn in enumerate(turns):
+            if number in connecting:
+                pace.connected()
             tasks = []
             for seconds in turn:
                 backlog = seconds
@@ -41,6 +45,11 @@ def test_what_came_together_is_handled_before_one_rest(monkeypatch: pytest.Monke
 
 def test_whose_models_keep_up_never_rests(monkeypatch: pytest.MonkeyPatch) -> None:
     assert happens(monkeypatch, [0.0, 0.4], [0.5]) == ["handled"] * 3
+
+
+def test_there_is_no_rest_while_clients_connect(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loop lets in one of them a turn: hundreds who come at once would wait for as many rests."""
+    assert happens(monkeypatch, [0.6, 0.6], [0.6], connecting={0}) == ["handled"] * 3 + ["rest of 0.015"]
 
 
 def test_what_comes_after_a_rest_is_followed_by_another(monkeypatch: pytest.MonkeyPatch) -> None:

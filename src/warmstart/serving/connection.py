@@ -65,6 +65,7 @@ class GuardedConnection(asyncio.Protocol):
         self._told: Callable[[], None] | None = None  # by whom it is asked to, when it is lost
 
     def connection_made(self, transport: Any) -> None:
+        self._pace.connected()
         self._transport = transport
         self._address = (transport.get_extra_info("peername") or ("unknown",))[0]
         if len(self._open) >= self._limits.connections:

@@ -19,7 +19,11 @@ class Pace:
 
     def __init__(self, backlog: Callable[[], float]) -> None:
         self._backlog = backlog
-        self._resting = False
+        self._resting = self._accepting = False
+
+    def connected(self) -> None:
+        """A client did: others may wait, of whom the loop lets in one a turn. There is no rest before they are in."""
+        self._accepting = True
 
     def arrived(self) -> None:
         """A request came: rest once it and all that came with it were looked at, where there is time."""
@@ -29,5 +33,6 @@ class Pace:
             loop.call_soon(loop.call_soon, self._rest)  # after the tasks that are begun in this turn
 
     def _rest(self) -> None:
-        time.sleep(_REST)
-        self._resting = False
+        if not self._accepting:
+            time.sleep(_REST)
+        self._resting = self._accepting = False
