@@ -13,8 +13,15 @@ it, and `docs/errors.md` has an entry for each. The messages are for people and 
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
 from dataclasses import dataclass
+
+# Of torch's allocator on a CPU, a file that is mapped, and CUDA; of ONNX Runtime and OpenVINO.
+_OUT_OF_MEMORY = (
+    *("can't allocate memory", "cannot allocate memory", "out of memory"),
+    *("failed to allocate", "bad_alloc", "bad allocation"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,11 +105,10 @@ class TrainingError(WarmstartError):
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Does an error, torch's own included, mean that the computer or the device has not enough memory."""
-    messages = ("can't allocate memory", "out of memory")  # of a CPU, of CUDA
-    if isinstance(error, MemoryError):
+    """Does an error mean that the computer or the device has not enough memory. Few libraries have a class for that."""
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
         return True
-    return isinstance(error, RuntimeError) and any(message in str(error) for message in messages)
+    return not isinstance(error, WarmstartError) and any(words in str(error).lower() for words in _OUT_OF_MEMORY)
 
 
 def _rebuild(kind: type[WarmstartError], code: str, what: str, fix: str, where: Where, value: object) -> WarmstartError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import warnings
 from collections.abc import Callable
@@ -213,6 +214,8 @@ def test_too_little_memory_is_no_fault_of_the_checkpoint(
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."), RuntimeError),
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 bytes."), RuntimeError),
         (MemoryError(), MemoryError),
+        (RuntimeError("unable to mmap 9 bytes from file <a>: Cannot allocate memory (12)"), RuntimeError),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), OSError),
         (RuntimeError("size mismatch"), CheckpointError),  # the healthy twin
     ):
 

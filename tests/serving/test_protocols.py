@@ -19,6 +19,7 @@ import pytest
 import warmstart as ws
 from support.serving import as_described
 from warmstart.cli.main import run
+from warmstart.serving import app as app_module
 from warmstart.serving.protocols import native
 from warmstart.serving.server import Server
 from warmstart.tasks import as_dict, contract
@@ -54,14 +55,28 @@ def test_native_gives_every_field_of_the_librarys_prediction(
 
 @pytest.mark.parametrize(
     ("path", "body"),
-    [
-        ("/v1/predict/{}", TEXTS), ("/models/{}", {"inputs": TEXTS}), ("/models/{}", {"inputs": TEXTS[0]}),
-        ("/v1/predict/{}", TEXTS * 20), ("/models/{}", {"inputs": TEXTS * 20}),  # so many are built off the event loop
-    ],
-)  # fmt: skip
+    [("/v1/predict/{}", TEXTS), ("/models/{}", {"inputs": TEXTS}), ("/models/{}", {"inputs": TEXTS[0]})],
+)
 @pytest.mark.parametrize("model", ["reviews", "embed"])
 def test_answers_are_as_described(client: httpx.Client, path: str, body: Any, model: str) -> None:
     as_described(client, path.format(model), body)
+
+
+@pytest.mark.parametrize(("path", "name"), [("/v1/predict/embed", ""), ("/models/embed", "inputs")])
+def test_the_answer_to_many_rows_is_built_in_a_thread(
+    client: httpx.Client, monkeypatch: pytest.MonkeyPatch, path: str, name: str
+) -> None:
+    threads = list[str]()
+    real = app_module.to_json
+
+    def noting(value: Any) -> bytes:
+        threads.append(threading.current_thread().name)
+        return real(value)
+
+    monkeypatch.setattr(app_module, "to_json", noting)
+    for rows in (TEXTS, TEXTS * 20):
+        as_described(client, path, {name: rows} if name else rows)
+    assert [thread == "warmstart-http" for thread in threads] == [True, False]
 
 
 def test_many_embeddings_are_those_of_each(client: httpx.Client, embedder: ws.Pipeline) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 
 import warmstart as ws
 from support.file_faults import Operations, operations_of, watched
@@ -23,7 +24,6 @@ from support.runs import FAST, reviews, weights_sha256
 from warmstart.cli.main import run as command_line
 from warmstart.evaluation import Evaluation
 from warmstart.provenance import folder_digest
-from warmstart.training import trained_weights
 from warmstart.training.attempts import Attempts
 from warmstart.training.run import RunDirectory
 from warmstart.training.snapshot_folder import snapshots
@@ -640,14 +640,26 @@ def test_c15_a_snapshot_that_cannot_be_read_now_is_left_as_it_is(
         patch.setattr(module, "read_tensors", fail)
         _train(checkpoint, run)
     assert len(Attempts(run / "attempts.jsonl").starts()) == 1
-    for error in CANNOT_NOW[:2]:  # it was read, and could not be taken over
+    real = transformers.PreTrainedModel.from_pretrained.__func__  # type: ignore[attr-defined]
+    for error in CANNOT_NOW[:3]:  # it was read, and could not be taken over
 
         def short(*arguments: Any, error: BaseException = error) -> Any:
             raise error
 
-        for place in ((torch.optim.Optimizer, "load_state_dict"), (trained_weights, "load_weights")):
+        calls = itertools.count()
+
+        def second(kind: Any, *arguments: Any, error: BaseException = error, calls: Any = calls, **options: Any) -> Any:
+            if next(calls) == 1:  # the first is of the checkpoint that the run began with
+                raise error
+            return real(kind, *arguments, **options)
+
+        places: tuple[tuple[Any, str, Any], ...] = (
+            (torch.optim.Optimizer, "load_state_dict", short),
+            (transformers.PreTrainedModel, "from_pretrained", classmethod(second)),
+        )
+        for each in places:
             with monkeypatch.context() as patch, pytest.raises(ws.TrainingError) as caught:
-                patch.setattr(*place, short)
+                patch.setattr(*each)
                 _train(checkpoint, run)
             assert caught.value.code == "snapshot-unread"
     _assert_as_in_peace(_train(checkpoint, run), peace)

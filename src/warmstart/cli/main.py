@@ -114,15 +114,14 @@ def _outcome(arguments: list[str]) -> int:
         return 130
     except BrokenPipeError:
         raise
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
+    except (MemoryError, RuntimeError, OSError) as error:
+        if is_out_of_memory(error):
+            told = f": {error}" if str(error) else ""
+            console.error(f"not enough memory{told}\n  next: free some, or take a smaller checkpoint")
+        elif isinstance(error, OSError):
+            place = "" if error.filename is None else f"\n  at:   {error.filename}"
+            console.error(f"{error.strerror or error}{place}\n  next: check free space, permissions and the path")
+        else:
             raise
-        console.error(
-            f"not enough memory{f': {error}' if str(error) else ''}\n  next: free some, or take a smaller checkpoint"
-        )
-        return 1
-    except OSError as error:
-        place = "" if error.filename is None else f"\n  at:   {error.filename}"
-        console.error(f"{error.strerror or error}{place}\n  next: check free space, permissions and the path")
         return 1
     return 0

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from warmstart.batching import Shapes
-from warmstart.errors import CheckpointError, UsageError
+from warmstart.errors import CheckpointError, UsageError, is_out_of_memory
 from warmstart.features import Array, Batch
 
 # Padded tokens a graph runs at once: the activations stay in a CPU's cache, and a batch has little padding of its own.
@@ -49,11 +49,6 @@ def inputs_of(batch: Batch, names: Sequence[str]) -> dict[str, Array]:
     return {name: np.ascontiguousarray(batch.inputs[name]) for name in names}
 
 
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether a runtime's error, which has no class of its own, says that memory ran out."""
-    return any(words in str(error).lower() for words in ("failed to allocate", "bad_alloc", "bad allocation"))
-
-
 def check_names(
     graph: Path,
     *,
@@ -82,8 +77,10 @@ def check_names(
         )
 
 
-def unreadable(graph: Path, runtime: str, error: Exception) -> CheckpointError:
-    """The error for a graph that its runtime does not take."""
+def unreadable(graph: Path, runtime: str, error: Exception) -> Exception:
+    """The error for a graph that its runtime does not take: CheckpointError `graph-unusable`, or MemoryError."""
+    if is_out_of_memory(error):
+        return MemoryError(str(error))
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return CheckpointError(
         "graph-unusable",

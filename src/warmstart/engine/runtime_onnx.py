@@ -14,11 +14,11 @@ from warmstart.engine.graph_runtime import (
     Outputs,
     check_names,
     inputs_of,
-    is_out_of_memory,
     shapes_of,
     threads,
     unreadable,
 )
+from warmstart.errors import is_out_of_memory
 from warmstart.features import Array, Batch
 
 _QUIET = 3  # errors only

@@ -24,7 +24,7 @@ from warmstart.serving.lifecycle import Lifecycle
 from warmstart.serving.limits import Limits
 from warmstart.serving.metrics import CONTENT_TYPE, Metrics
 from warmstart.serving.models import Models
-from warmstart.serving.pacing import Pace
+from warmstart.serving.pacing import BEHIND, Pace
 from warmstart.serving.protocols import huggingface, native, openai, tei
 from warmstart.serving.refusal import Refusal, unavailable
 from warmstart.serving.schemas import LONGEST_DEADLINE, TEXT, described, record
@@ -58,7 +58,7 @@ class Service:
         self.gate = Gate(self._routed, access, self.metrics, header_bytes=limits.header_bytes)
         self.app: App = self.gate
         self.shedder = Shedder(self.gate, draining=lambda: self.lifecycle.draining)
-        self.pace = Pace(self.models.least_backlog)
+        self.pace = Pace(self.models.least_backlog, behind=min(BEHIND, limits.queue_seconds / 4))
 
     def _endpoints(self) -> Sequence[Endpoint]:
         status = record({"status": TEXT})

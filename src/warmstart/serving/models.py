@@ -30,7 +30,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _PROBE_SECONDS = 5.0
 # Characters a token has at least, about: what is being tokenized counts against the queue before its tokens are known.
 _CHARACTERS_A_TOKEN = 2
-# How much the newest request counts in the share of those that it turned out to have.
+# How much the newest request counts in the average of those that it was taken for, and of those that it had.
 _NEWEST = 0.2
 
 
@@ -50,8 +50,8 @@ class Served:
             budget=limits.batch_tokens, queue_seconds=limits.queue_seconds, pool=decoding, metrics=metrics,
         )  # fmt: skip
         self._lock = threading.Lock()
-        self._being_encoded = Counter[str]()  # tokens at most, about, by client
-        self._share = 0.0  # of those, that there turned out to be lately: texts are cut, and words are long
+        self._being_encoded = Counter[str]()  # tokens, by their characters, by client
+        self._guessed = self._found = 0.0  # such tokens of the latest requests, and how many there turned out to be
         metrics.watch_queue(name, lambda: float(self._queue.tokens))
 
     def start(self) -> None:
@@ -75,7 +75,7 @@ class Served:
 
     @property
     def backlog(self) -> float:
-        """Seconds of work that wait, about."""
+        """Seconds of work that wait, and of what was drawn before; 0 where nothing waits."""
         return self._worker.wait(self._queue.tokens)
 
     def rows(self, items: Sequence[Any]) -> list[Row]:
@@ -98,7 +98,7 @@ class Served:
     def check_room(self, client: str) -> None:
         """Raises Refusal "queue-full" while nothing more of this client may wait: before a body is parsed, it costs
         least."""
-        encoding = int(self._being_encoded[client] * self._share)
+        encoding = int(self._being_encoded[client] * self._found / max(1.0, self._guessed))
         ahead = self._queue.ahead(client, encoding) + encoding
         if ahead and (self._queue.full or self._worker.wait(ahead) > self.limits.queue_seconds):
             raise overloaded(self._retry_after())
@@ -151,16 +151,24 @@ class Served:
                 if tokens > self.limits.queue_tokens:
                     raise self._too_large()
             job.features = features
-            self._share += _NEWEST * (tokens / size - self._share)
             self._metrics.stage(self.name, "encode", seconds + time.monotonic() - started)
+            self._give_back(job.client, size, found=tokens)
+            size = 0
             self._put(job)
         except BaseException as error:
             job.fail(error)
         finally:
-            with self._lock:
-                self._being_encoded[job.client] -= size
-                if not self._being_encoded[job.client]:
-                    del self._being_encoded[job.client]
+            self._give_back(job.client, size)
+
+    def _give_back(self, client: str, size: int, *, found: int | None = None) -> None:
+        """What `_take_room` took; `found`: the tokens that there were."""
+        with self._lock:
+            self._being_encoded[client] -= size
+            if not self._being_encoded[client]:
+                del self._being_encoded[client]
+            if found is not None:
+                self._guessed += _NEWEST * (size - self._guessed)
+                self._found += _NEWEST * (found - self._found)
 
     def _waits(self, job: Job) -> bool:
         """Does anybody still wait for a job whose turn it is; counted where not. Raises Refusal "deadline-exceeded",
@@ -280,7 +288,7 @@ class Models:
         raise Refusal(404, "task-not-served", what, fix="GET /v1/models lists the models and their tasks")
 
     def least_backlog(self) -> float:
-        """Seconds of work that wait at the model that has least."""
+        """Of the model that has least."""
         return min(served.backlog for served in self.served.values())
 
     def start(self) -> None:

@@ -10,24 +10,25 @@ import asyncio
 import time
 from collections.abc import Callable
 
-# Seconds of work that wait, before the loop rests, and for how long.
-_BEHIND, _REST = 0.5, 0.015
+# Seconds of work from which on a model is behind, at most; and for how long the loop rests then.
+BEHIND, _REST = 0.5, 0.015
 
 
 class Pace:
-    """Of one event loop. `backlog`: seconds of work that wait at the model that has least."""
+    """Of one event loop, which rests while more than `behind` seconds of work wait, or were drawn, at the model that
+    has least: `backlog` tells."""
 
-    def __init__(self, backlog: Callable[[], float]) -> None:
-        self._backlog = backlog
+    def __init__(self, backlog: Callable[[], float], *, behind: float = BEHIND) -> None:
+        self._backlog, self._behind = backlog, behind
         self._resting = self._accepting = False
 
     def connected(self) -> None:
-        """A client did: others may wait, of whom the loop lets in one a turn. There is no rest before they are in."""
+        """A client did: others may wait, of whom uvloop lets in one a turn. There is no rest before they are in."""
         self._accepting = True
 
     def arrived(self) -> None:
         """A request came: rest once it and all that came with it were looked at, where there is time."""
-        if not self._resting and self._backlog() > _BEHIND:
+        if not self._resting and self._backlog() > self._behind:
             self._resting = True
             loop = asyncio.get_running_loop()
             loop.call_soon(loop.call_soon, self._rest)  # after the tasks that are begun in this turn

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from warmstart.batching import collate
+from warmstart.durable import is_unsupported
 from warmstart.engine.lower_states import CACHED, LowerPart, LowerStates
 from warmstart.engine.runtime_torch import to_tensors
 from warmstart.errors import UsageError, Where
@@ -167,8 +168,10 @@ def _reserve(file: int, size: int) -> None:
         if sys.platform == "linux":  # elsewhere a file with holes has to do
             os.posix_fallocate(file, 0, size)
     except OSError as error:
-        if error.errno in _FULL:  # another error tells nothing of the room: there may be no such call here
+        if error.errno in _FULL:
             raise _too_large(size, str(error.strerror)) from error
+        if not is_unsupported(error):
+            raise
 
 
 def _too_large(size: int, there: str) -> UsageError:

@@ -108,7 +108,8 @@ class Fitting:
             if self.guards.scaler is not None:
                 self.guards.scaler.load_state_dict(dict(state.scaler))
         except (CheckpointError, OSError) as error:
-            if isinstance(error, CheckpointError) and error.code != "file-unreadable":
+            # Its manifest was true a moment ago, so what now fails is not the snapshot.
+            if isinstance(error, CheckpointError) and error.code not in ("file-unreadable", "model-build-failed"):
                 raise
             raise snapshot_unread(snapshot.path, error) from error
         except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, MemoryError) as error:
