@@ -49,7 +49,7 @@ UNPADDING = tuple(
     f"engine/{name}.py"
     for name in (
         *("unpad", "packed_call", "packed_attention", "packed_layer", "prepacked_layer", "by_length", "first_token"),
-        *("stand_ins", "lower_states"),
+        *("stand_ins", "lower_states", "graph_packing", "packed_stack"),
     )
 )
 # Overrides methods of jinja2, whose keywords are open.

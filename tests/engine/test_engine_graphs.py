@@ -15,7 +15,7 @@ import torch
 
 import warmstart as ws
 from support.damage import copy_of
-from support.exports import TEXTS, rows, tiny_export
+from support.exports import TEXTS, edit_record, rows, tiny_export
 from warmstart.batching import Shapes, collate
 from warmstart.engine import graph_runtime, graph_writer
 from warmstart.engine.graph import Traced, trace, weights_digest
@@ -62,6 +62,7 @@ def test_what_is_not_installed_is_said_with_its_extra(
             inputs=("x",),
             outputs=[("y", (None,))],
             limit=512,
+            packed=False,
             digest="",
             cache=None,
         ),
@@ -118,6 +119,16 @@ def test_the_cache_keeps_few_graphs(openvino_folder: Path, cache: Path) -> None:
     assert len(list(cache.glob("*"))) == 8
 
 
+def test_padding_is_planned_for_where_a_graph_does_not_drop_it(tiny_root: Path, tmp_path: Path) -> None:
+    """Records of earlier versions do not say, and their graphs compute padding."""
+    packed, padded = (ws.load(tiny_export(tiny_root, format)) for format in ("openvino", "onnx"))
+    assert packed.runtime.shapes.call_tokens is None and padded.runtime.shapes.call_tokens is not None
+    older = copy_of(tiny_export(tiny_root, "onnx"), tmp_path / "older")
+    edit_record(older, lambda record: (record.update(record=1), record.pop("packed")))
+    assert ws.load(older)(list(TEXTS)) == padded(list(TEXTS))
+    assert ws.load(older).runtime.shapes.call_tokens is not None
+
+
 # --- running ------------------------------------------------------------------------------------------------------
 
 
@@ -168,21 +179,23 @@ def test_memory_that_runs_out_is_a_memory_error(openvino_folder: Path, cache: Pa
 # --- tracing ------------------------------------------------------------------------------------------------------
 
 
-def test_a_model_is_traced_from_a_copy(tiny: Callable[..., Path]) -> None:
+@pytest.mark.parametrize("packs", [True, False])
+def test_a_model_is_traced_from_a_copy(tiny: Callable[..., Path], packs: bool) -> None:
     pipe = ws.load(tiny("bert"), device="cpu")
     pipe.model.train()
     before, digest = pipe.model.config.to_dict(), weights_digest(pipe.model)
-    traced = trace(pipe.model, pipe.task, list(pipe.task.encode(rows(6))))
-    assert isinstance(traced, Traced)
+    traced = trace(pipe.model, pipe.task, list(pipe.task.encode(rows(6))), packs=packs)
+    assert isinstance(traced, Traced) and traced.packed is packs
     assert traced.inputs == ("input_ids", "attention_mask", "token_type_ids")
     assert traced.outputs == (("logits", (None, 2)),)
     assert pipe.model.training and pipe.model.config.to_dict() == before and weights_digest(pipe.model) == digest
 
 
-def test_a_classifier_is_traced_without_what_nobody_reads(tiny: Callable[..., Path]) -> None:
+@pytest.mark.parametrize("packs", [True, False])
+def test_a_classifier_is_traced_without_what_nobody_reads(tiny: Callable[..., Path], packs: bool) -> None:
     """Of the last layer only keys and values run for every token: products of (B, T, H), not of (B, H)."""
     pipe = ws.load(tiny("bert"), device="cpu")
-    traced = trace(pipe.model, pipe.task, list(pipe.task.encode(rows(6))))
+    traced = trace(pipe.model, pipe.task, list(pipe.task.encode(rows(6))), packs=packs)
     products = [node for node in traced.program.graph.nodes if node.target is torch.ops.aten.linear.default]
     every_token = [node for node in products if node.args[0].meta["val"].ndim == 3]
     layers = pipe.model.config.num_hidden_layers

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,15 +13,16 @@ from support.exports import rows
 from warmstart.batching import collate
 from warmstart.engine import graph_openvino
 from warmstart.engine.graph import trace
+from warmstart.engine.graph_runtime import graph_inputs
 from warmstart.engine.runtime_openvino import shared_core
 from warmstart.features import Array
 
 
-def answers(graph: graph_openvino.OpenVinoGraph, batches: list[Mapping[str, Any]]) -> Array:
+def answers(graph: graph_openvino.OpenVinoGraph, batches: list[dict[str, Array]]) -> Array:
     # One thread, as in calibration: a sum in another order may cross a step of eight bits.
     settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
     compiled = shared_core().compile_model(graph.model, "CPU", settings)
-    return np.concatenate([compiled(dict(batch))[0] for batch in batches])
+    return np.concatenate([compiled(batch)[0] for batch in batches])
 
 
 def test_logits_keep_their_mean_on_the_rows_of_calibration(tiny: Callable[..., Path]) -> None:
@@ -30,11 +30,11 @@ def test_logits_keep_their_mean_on_the_rows_of_calibration(tiny: Callable[..., P
     pipe.model.classifier.weight.data *= 200  # so that what int8 changes is seen
     pipe.model.classifier.bias.data[:] = 0.5  # as a trained head has one; of zeros the converter leaves none
     features = list(pipe.task.encode(rows(12)))
-    traced = trace(pipe.model, pipe.task, features)
+    traced = trace(pipe.model, pipe.task, features, packs=True)
     batches = []
     for first in range(0, len(features), 4):
         inputs = collate(features[first : first + 4], pipe.task.pads).inputs
-        batches.append({name: inputs[name] for name in traced.inputs})
+        batches.append(graph_inputs(inputs, traced.inputs, packed=traced.packed))
     plain = graph_openvino.convert(traced)
     wanted = answers(plain, batches)
     found = answers(graph_openvino.Quantizer.of(plain, batches).quantize(()), batches)

@@ -276,6 +276,7 @@ LIES: dict[str, tuple[str, Callable[[dict[str, Any]], object]]] = {
     "side": ("export-record-invalid", lambda r: r["tokenizer"].update(truncation_side="middle")),
     "options": ("export-record-invalid", lambda r: r.update(options=[])),
     "parity": ("export-record-invalid", lambda r: r.update(parity=None)),
+    "packed": ("export-record-invalid", lambda r: r.update(packed="yes")),
     "rows": ("export-record-invalid", lambda r: r.update(embedding_rows=True)),
     "fewer-rows": ("tokenizer-vocab-too-large", lambda r: r.update(embedding_rows=5)),
     "labels": ("export-record-mismatch", lambda r: r.update(labels=["POSITIVE", "NEGATIVE"])),

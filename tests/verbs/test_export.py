@@ -182,6 +182,8 @@ def test_a_graph_that_does_not_agree_leaves_nothing(
     class Wrong:
         """A writer whose graph is another model's."""
 
+        PACKS = True
+
         def convert(self, traced: Any) -> Any:
             return self
 

@@ -31,7 +31,7 @@ GRAPH_FILES: Mapping[str, tuple[str, ...]] = {"openvino": ("model.xml", "model.b
 PRECISIONS = ("fp32", "int8")
 
 _NAME = re.compile(r"[A-Za-z_][\w.-]{0,127}")
-_FORMAT = 1  # of the record
+_FORMAT, _READ = 2, (1, 2)  # of the record; in 1 no graph was packed
 _LIMIT = 1 << 24  # tokens a text may have
 
 
@@ -70,6 +70,7 @@ class ExportRecord:
     embedding_rows: int | None  # tokens the model has a vector for
     source: Mapping[str, Any]  # name, weights_sha256
     versions: Mapping[str, Any]
+    packed: bool  # it drops padding itself, but in attention, and is told where the tokens are
     calibration: Mapping[str, Any] | None  # of int8: what ranges are of, what the rows decide, which they are
     parity: Mapping[str, Any]  # the report of the gate it passed
 
@@ -205,7 +206,7 @@ def _read_record(folder: Path) -> ExportRecord:
     raw = read_json(path)
     read = _Fields(path, raw)
     kind, precision = read.text("format"), read.text("precision")
-    if raw.get("record") != _FORMAT or kind not in GRAPH_FILES or precision not in PRECISIONS:
+    if raw.get("record") not in _READ or kind not in GRAPH_FILES or precision not in PRECISIONS:
         raise read.invalid("format", f"this version reads {' and '.join(GRAPH_FILES)}, {' and '.join(PRECISIONS)}")
     facts = _Fields(path, read.mapping("tokenizer"), "tokenizer.")
     if facts.text("truncation_side") not in ("left", "right"):
@@ -230,6 +231,7 @@ def _read_record(folder: Path) -> ExportRecord:
         embedding_rows=None if raw.get("embedding_rows") is None else read.count("embedding_rows", least=1),
         source=read.mapping("source"),
         versions=read.mapping("versions"),
+        packed=raw["record"] > 1 and read.flag("packed"),
         calibration=None if calibration is None else read.mapping("calibration"),
         parity=read.mapping("parity"),
     )

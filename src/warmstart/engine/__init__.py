@@ -66,11 +66,12 @@ def graph_runtime(
     inputs: tuple[str, ...],
     outputs: Outputs,
     limit: int,
+    packed: bool,
     digest: str,
     cache: Path | None,
 ) -> Runtime:
-    """The runtime of an exported graph, by the name of its format; `limit`: the most tokens it takes. Imports neither
-    torch nor transformers.
+    """The runtime of an exported graph, by the name of its format; `limit`: the most tokens it takes; `packed`: it
+    drops padding itself. Imports neither torch nor transformers.
 
     Raises UsageError `extra-missing`; CheckpointError `graph-unusable`, `export-record-mismatch`.
     """
@@ -78,11 +79,20 @@ def graph_runtime(
     if format == "onnx":
         from warmstart.engine import runtime_onnx
 
-        return runtime_onnx.open_graph(graph, precision=precision, inputs=inputs, outputs=outputs, limit=limit)
+        return runtime_onnx.open_graph(
+            graph, precision=precision, inputs=inputs, outputs=outputs, limit=limit, packed=packed
+        )
     with _without_telemetry():
         from warmstart.engine import runtime_openvino
     return runtime_openvino.open_graph(
-        graph, precision=precision, inputs=inputs, outputs=outputs, limit=limit, digest=digest, cache=cache
+        graph,
+        precision=precision,
+        inputs=inputs,
+        outputs=outputs,
+        limit=limit,
+        packed=packed,
+        digest=digest,
+        cache=cache,
     )
 
 

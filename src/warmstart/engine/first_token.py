@@ -69,8 +69,9 @@ def _attend(attention: Any, first: Tensor, hidden: Tensor, pack: Pack) -> Tensor
 
 
 @dataclass(frozen=True)
-class PaddedFirstTokenLayer:
-    """Stands in for the `forward` of a BERT layer that is traced for a graph: (B, T, H) → (B, 1, H)."""
+class TracedFirstTokenLayer:
+    """Stands in for the `forward` of a BERT layer that is traced for a graph: (B, S, H) → (B, 1, H), and of a pack
+    (1, T, H) → (1, B, H)."""
 
     forward: Callable[..., Tensor]  # the layer's own, bound to it
 
@@ -78,16 +79,19 @@ class PaddedFirstTokenLayer:
         self, hidden_states: Tensor, attention_mask: Tensor | None = None, *args: Any, **kwargs: Any
     ) -> Tensor:
         layer: Any = self.forward.__self__  # type: ignore[attr-defined]
-        attention = layer.attention.self
-        first = hidden_states[:, 0]  # (B, H): a graph knows by its two axes what runs once a text
+        attention, pack = layer.attention.self, kwargs.get("pack")
+        # (B, H): a graph knows by its two axes what runs once a text
+        first = hidden_states[:, 0] if pack is None else hidden_states.squeeze(0).index_select(0, pack.firsts())
         query = attention.query(first)[:, None]
         key, value = attention.key(hidden_states), attention.value(hidden_states)
+        if pack is not None:
+            key, value = pack.unpack(key), pack.unpack(value)
         width = attention.attention_head_size
-        q, k, v = (t.unflatten(-1, (-1, width)).transpose(1, 2) for t in (query, key, value))  # (B, heads, 1 or T, d)
-        seen = None if attention_mask is None else attention_mask[:, :, :1]  # (B, 1, 1, T)
+        q, k, v = (t.unflatten(-1, (-1, width)).transpose(1, 2) for t in (query, key, value))  # (B, heads, 1 or S, d)
+        seen = None if attention_mask is None else attention_mask[:, :, :1]  # (B, 1, 1, S)
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=attention.scaling)
         output: Tensor = layer.feed_forward_chunk(layer.attention.output(attended.flatten(1), first))
-        return output[:, None]
+        return output[:, None] if pack is None else output[None]
 
 
 def leave_unread_out(model: nn.Module) -> None:
@@ -98,7 +102,7 @@ def leave_unread_out(model: nn.Module) -> None:
     heads: list[Any] = [module for module in model.modules() if reads_first_token_alone(module)]
     for head in heads:
         last = head.base_model.encoder.layer[-1]
-        last.forward = PaddedFirstTokenLayer(last.forward)
+        last.forward = TracedFirstTokenLayer(last.forward)
 
 
 def reads_first_token_alone(model: nn.Module) -> bool:

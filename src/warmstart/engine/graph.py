@@ -20,6 +20,9 @@ import torch
 
 from warmstart.batching import collate
 from warmstart.engine.first_token import leave_unread_out
+from warmstart.engine.graph_packing import Packing, pack_inside
+from warmstart.engine.graph_runtime import MASK, PACK_INPUTS, input_names, pack_inputs
+from warmstart.engine.packing import GraphPack
 from warmstart.engine.runtime_torch import to_tensors
 from warmstart.engine.unpad import pad
 from warmstart.errors import UsageError
@@ -31,31 +34,41 @@ _TALKERS = ("torch", "torch.__trace", "torch.export", "torch.onnx", "onnxscript"
 
 @dataclass(frozen=True)
 class Traced:
-    """A task's graph. `outputs`: names and axes, None where an axis depends on the batch."""
+    """A task's graph. `outputs`: names and axes, None where an axis depends on the batch. `packed`: it computes no
+    padding outside of attention."""
 
-    program: Any  # torch.export.ExportedProgram, its inputs in the order of `inputs`
-    inputs: tuple[str, ...]
+    program: Any  # torch.export.ExportedProgram, its inputs in the order of `names`
+    inputs: tuple[str, ...]  # the task's
     outputs: tuple[tuple[str, tuple[int | None, ...]], ...]
+    packed: bool
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of all inputs."""
+        return input_names(self.inputs, packed=self.packed)
 
 
-def trace(model: torch.nn.Module, task: Task, features: Sequence[Feature]) -> Traced:
+def trace(model: torch.nn.Module, task: Task, features: Sequence[Feature], *, packs: bool) -> Traced:
     """The graph of `task.infer` with a copy of `model`, on the CPU and in float32; `features` are examples.
+
+    `packs`: the graph drops padding itself, where the model's architecture allows it.
 
     Raises UsageError `export-unsupported` where torch.export cannot follow the task or the model.
     """
     plain = pad(copy.deepcopy(model)).to(device="cpu", dtype=torch.float32).eval()
+    mask = task.pads.get(MASK)
+    packing = pack_inside(plain) if packs and mask is not None and mask.side == "right" else None
     leave_unread_out(plain)
     plain.config.use_cache = False  # a decoder would begin with an empty one, and give it back
     batch = to_tensors(_example(task, features), "cpu")
     names = tuple(batch.inputs)
-    free = tuple(dict.fromkeys(range(1 + task.pads[name].per_token), torch.export.Dim.DYNAMIC) for name in names)
+    inputs = {**batch.inputs, **_pack_inputs(batch, packing)}
+    free = tuple(_free_axes(name, task) for name in inputs)
     try:
         with torch.no_grad(), quiet():
             outputs = tuple(task.infer(plain, batch))
-            graph = _TaskGraph(plain, task, names, outputs)
-            program = torch.export.export(
-                graph, tuple(batch.inputs.values()), dynamic_shapes={"inputs": free}, strict=False
-            )
+            graph = _TaskGraph(plain, task, names, outputs, packing)
+            program = torch.export.export(graph, tuple(inputs.values()), dynamic_shapes={"inputs": free}, strict=False)
             _keep_masks_finite(program)
     except MemoryError:
         raise
@@ -65,7 +78,7 @@ def trace(model: torch.nn.Module, task: Task, features: Sequence[Feature]) -> Tr
     shapes = [
         tuple(axis if isinstance(axis, int) else None for axis in node.meta["val"].shape) for node in last.args[0]
     ]
-    return Traced(program, names, tuple(zip(outputs, shapes, strict=True)))
+    return Traced(program, names, tuple(zip(outputs, shapes, strict=True)), packing is not None)
 
 
 def _keep_masks_finite(program: Any) -> None:
@@ -129,15 +142,39 @@ def embedding_rows(model: Any) -> int | None:
 class _TaskGraph(torch.nn.Module):
     """`task.infer` as a module: tensors in, tensors out, both in a fixed order."""
 
-    def __init__(self, model: torch.nn.Module, task: Task, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        task: Task,
+        inputs: tuple[str, ...],
+        outputs: tuple[str, ...],
+        packing: Packing | None,
+    ) -> None:
         super().__init__()
         self.model = model
-        self._task, self._inputs, self._outputs = task, inputs, outputs
+        self._task, self._inputs, self._outputs, self._packing = task, inputs, outputs, packing
 
     def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        batch = Batch((), dict(zip(self._inputs, inputs, strict=True)), {})
+        """`inputs`: the task's, and behind them `PACK_INPUTS`, where the model drops padding."""
+        if self._packing is not None:
+            self._packing.pack = GraphPack(*inputs[len(self._inputs) :])
+        batch = Batch((), dict(zip(self._inputs, inputs, strict=False)), {})
         outputs = self._task.infer(self.model, batch)
         return tuple(outputs[name] for name in self._outputs)
+
+
+def _pack_inputs(batch: Batch, packing: Packing | None) -> dict[str, torch.Tensor]:
+    """What the traced graph is given beside the batch; `packing` is set to it."""
+    if packing is None:
+        return {}
+    inputs = {name: torch.from_numpy(array) for name, array in pack_inputs(batch.inputs[MASK].numpy()).items()}
+    packing.pack = GraphPack(*inputs.values())
+    return inputs
+
+
+def _free_axes(name: str, task: Task) -> dict[int, Any]:
+    axes = PACK_INPUTS.index(name) + 1 if name in PACK_INPUTS else 1 + task.pads[name].per_token
+    return dict.fromkeys(range(axes), torch.export.Dim.DYNAMIC)
 
 
 def _example(task: Task, features: Sequence[Feature]) -> Batch:

@@ -25,6 +25,8 @@ from warmstart.engine.openvino_inside import once_a_text, per_token, source, val
 from warmstart.engine.openvino_outliers import part_outliers
 from warmstart.features import Array
 
+# Whether a graph is quicker where it drops padding itself (docs/log.md).
+PACKS = True
 _SMOOTH = 0.8  # SmoothQuant's alpha; 0.5 to 0.95 were measured (docs/log.md)
 
 
@@ -44,7 +46,7 @@ def convert(traced: Traced) -> OpenVinoGraph:
     with quiet():
         model = convert_model(traced.program)
     # In order: a port's own name is the tracer's, and an input that the model does not read may have none.
-    for port, name in zip(model.inputs, traced.inputs, strict=True):
+    for port, name in zip(model.inputs, traced.names, strict=True):
         port.get_tensor().set_names({name})
     for port, (name, _) in zip(model.outputs, traced.outputs, strict=True):
         port.get_tensor().set_names({name})

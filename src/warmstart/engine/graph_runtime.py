@@ -19,13 +19,18 @@ _TOKENS = {"int8": 768, "fp32": 512}
 # What a call costs beside its tokens, in tokens, by precision (docs/log.md).
 _CALL_TOKENS = {"int8": 48, "fp32": 16}
 
+MASK = "attention_mask"
+# What a graph that drops padding is given beside the task's inputs: int64 (T,) and (B, S), as `pack_inputs` has them.
+PACK_INPUTS = ("pack_index", "pack_places")
+
 # (name, axes); an axis is None where it depends on the batch.
 Outputs = Sequence[tuple[str, Sequence[int | None]]]
 
 
-def shapes_of(precision: str, *, limit: int, rounded: bool) -> Shapes:
-    """The batches at which a graph is quickest; `limit`: the most tokens it takes."""
-    return Shapes(_TOKENS[precision], call_tokens=_CALL_TOKENS[precision], rounded=rounded, limit=limit)
+def shapes_of(precision: str, *, limit: int, rounded: bool, packed: bool) -> Shapes:
+    """The batches at which a graph is quickest. `limit`: the most tokens it takes; `packed`: it drops its padding."""
+    call_tokens = None if packed else _CALL_TOKENS[precision]
+    return Shapes(_TOKENS[precision], call_tokens=call_tokens, rounded=rounded, limit=limit)
 
 
 def threads() -> int:
@@ -34,8 +39,36 @@ def threads() -> int:
     return int(first) if first.isdecimal() else 0
 
 
-def inputs_of(batch: Batch, names: Sequence[str]) -> dict[str, Array]:
-    """What a graph reads of a batch. Raises UsageError `export-has-no-loss` for a batch with targets.
+def pack_inputs(mask: Array) -> dict[str, Array]:
+    """Which positions of a padded batch a graph is to compute, by its mask (B, S), whose rows begin with a token.
+
+    `PACK_INPUTS`: the positions (T,) in the flattened batch, and for each position where it stands among these (B, S);
+    for padding, where some token does. T is rounded up, for a graph prepares its steps for each size anew; the
+    positions beyond are the first one again, which nobody reads.
+
+    >>> [array.tolist() for array in pack_inputs(np.array([[1, 0], [1, 1]])).values()]
+    [[0, 2, 3, 0, 0, 0, 0, 0], [[0, 0], [1, 2]]]
+    """
+    kept = np.flatnonzero(mask)
+    step = 8 if len(kept) < 128 else 16 if len(kept) < 256 else 32
+    index = np.zeros(-(-len(kept) // step) * step, dtype=np.int64)
+    index[: len(kept)] = kept
+    return dict(zip(PACK_INPUTS, (index, np.cumsum(mask != 0).reshape(mask.shape) - 1), strict=True))
+
+
+def input_names(names: Sequence[str], *, packed: bool) -> tuple[str, ...]:
+    """Of all inputs of a graph, the task's `names` first."""
+    return (*names, *PACK_INPUTS) if packed else tuple(names)
+
+
+def graph_inputs(arrays: Mapping[str, Array], names: Sequence[str], *, packed: bool) -> dict[str, Array]:
+    """What a graph reads of a batch's arrays: those of the task's `names`, and `PACK_INPUTS` where it is `packed`."""
+    inputs = {name: np.ascontiguousarray(arrays[name]) for name in names}
+    return {**inputs, **pack_inputs(arrays[MASK])} if packed else inputs
+
+
+def inputs_of(batch: Batch, names: Sequence[str], *, packed: bool) -> dict[str, Array]:
+    """`graph_inputs` of a batch. Raises UsageError `export-has-no-loss` for a batch with targets.
 
     A task that is judged by its losses finds the targets in the batch; a graph was traced without them.
     """
@@ -46,7 +79,7 @@ def inputs_of(batch: Batch, names: Sequence[str]) -> dict[str, Array]:
             value=sorted(batch.targets),
             fix="evaluate the checkpoint that this one was exported from",
         )
-    return {name: np.ascontiguousarray(batch.inputs[name]) for name in names}
+    return graph_inputs(batch.inputs, names, packed=packed)
 
 
 def check_names(

@@ -21,7 +21,7 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, eager_mask, sdpa_mask
 
-from warmstart.engine.packing import Pack
+from warmstart.engine.packing import GraphPack, Pack
 
 NAME = "warmstart_unpadded"  # as configs name it
 _EAGER = "warmstart_unpadded_eager"  # the same for models whose own attention is eager, which can return its weights
@@ -54,7 +54,7 @@ def packed_attention(
     attention_mask: Tensor | None,
     dropout: float = 0.0,
     scaling: float | None = None,
-    pack: Pack | None = None,
+    pack: Pack | GraphPack | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
     """transformers' attention interface: (1, heads, T, d) tensors of a pack → (1, T, heads, d), and no weights.
@@ -65,6 +65,8 @@ def packed_attention(
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **others
         )
+    if isinstance(pack, GraphPack):
+        return _in_graph(module, query, key, value, attention_mask, scaling, pack), None
     causal = others.get("is_causal")
     call = _Call(
         module,
@@ -86,7 +88,7 @@ def _packed_or_eager(
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
-    pack: Pack | None = None,
+    pack: Pack | GraphPack | None = None,
     **others: Any,
 ) -> tuple[Tensor, Tensor | None]:
     if pack is not None:
@@ -181,6 +183,20 @@ def _varlen(call: _Call, query: Tensor, key: Tensor, value: Tensor, pack: Pack) 
         enable_gqa=query.shape[1] != key.shape[1],
     )
     return output[None]
+
+
+def _in_graph(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scaling: float | None,
+    pack: GraphPack,
+) -> Tensor:
+    """Padding inside attention alone, under the mask (B, 1, S, S) that the model made of the batch's."""
+    q, k, v = (pack.unpack(tensor.transpose(1, 2)).transpose(1, 2) for tensor in (query, key, value))
+    return pack.pack(sdpa_attention_forward(module, q, k, v, mask, scaling=scaling, is_causal=False)[0])
 
 
 def _padded_block(call: _Call, query: Tensor, key: Tensor, value: Tensor, pack: Pack) -> Tensor:

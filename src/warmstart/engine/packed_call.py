@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from warmstart.engine import packed_attention
-from warmstart.engine.packing import Pack
+from warmstart.engine.packing import GraphPack, Pack
 
 # Where one of these is given, the stock path is the only right one.
 _STOCK_ONLY = ("past_key_values", "encoder_hidden_states", "output_attentions", "output_hidden_states")
@@ -95,7 +95,7 @@ class UnpaddedCall:
         return None if self.windowed and _has_holes(mask) else mask
 
 
-def unpacked(output: Any, pack: Pack) -> Any:
+def unpacked(output: Any, pack: Pack | GraphPack) -> Any:
     """A model's or stack's output with its first tensor (1, T, H) as (B, S, H), zeros where padding stood."""
     if isinstance(output, tuple):
         return (pack.unpack(output[0]), *output[1:])

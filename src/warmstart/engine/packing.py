@@ -66,3 +66,30 @@ class Pack:
         lengths = [length for rows, length in self.runs for _ in range(rows)]
         starts = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
         return starts.to(self.index.device, non_blocking=True)
+
+
+@dataclass(frozen=True)
+class GraphPack:
+    """The T kept positions of a padded batch (B, S) inside a graph, told by `graph_runtime.pack_inputs`."""
+
+    index: Tensor  # (T,) positions in the flattened batch
+    places: Tensor  # (B, S) where each position stands in the pack; where padding stood, that of some token
+
+    def pack(self, padded: Tensor) -> Tensor:
+        """(B, S, …) → (1, T, …). What does not differ between rows may come as (1, S, …)."""
+        every_row = padded.expand(self.places.shape[0], *padded.shape[1:])
+        return every_row.flatten(0, 1).index_select(0, self.index)[None]
+
+    def unpack(self, packed: Tensor) -> Tensor:
+        """(1, T, …) → (B, S, …), where padding stood something of the text's."""
+        # Not packed[0]: in int8 OpenVINO keeps that axis, and reads beyond its memory.
+        return packed.squeeze(0).index_select(0, self.places.flatten()).unflatten(0, self.places.shape)
+
+    def firsts(self) -> Tensor:
+        """Where each row's first token stands in the pack: (B,)."""
+        return self.places[:, 0]
+
+    def of_firsts(self) -> GraphPack:
+        """The pack of each row's first token alone, which unpacks to (B, 1, …)."""
+        firsts = self.firsts()
+        return GraphPack(self.index.index_select(0, firsts), torch.arange(firsts.shape[0])[:, None])

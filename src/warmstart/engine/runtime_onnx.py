@@ -13,6 +13,7 @@ from warmstart.batching import Shapes
 from warmstart.engine.graph_runtime import (
     Outputs,
     check_names,
+    input_names,
     inputs_of,
     shapes_of,
     threads,
@@ -32,6 +33,7 @@ class OnnxRuntime:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     shapes: Shapes
+    packed: bool = False  # the graph drops padding itself
     device: str = "cpu"
 
     def run(self, batch: Batch) -> dict[str, Array]:
@@ -39,7 +41,7 @@ class OnnxRuntime:
 
         Raises MemoryError where the machine has not enough for the batch.
         """
-        inputs = inputs_of(batch, self.inputs)
+        inputs = inputs_of(batch, self.inputs, packed=self.packed)
         try:
             return dict(zip(self.outputs, self.session.run(list(self.outputs), inputs), strict=True))
         except ort_errors.RuntimeException as error:
@@ -48,7 +50,9 @@ class OnnxRuntime:
             raise
 
 
-def open_graph(graph: Path, *, precision: str, inputs: tuple[str, ...], outputs: Outputs, limit: int) -> OnnxRuntime:
+def open_graph(
+    graph: Path, *, precision: str, inputs: tuple[str, ...], outputs: Outputs, limit: int, packed: bool
+) -> OnnxRuntime:
     """The runtime of an ONNX file. Raises CheckpointError `graph-unusable`, `export-record-mismatch`."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads()
@@ -67,7 +71,7 @@ def open_graph(graph: Path, *, precision: str, inputs: tuple[str, ...], outputs:
         raise unreadable(graph, "ONNX Runtime", error) from error
     check_names(
         graph,
-        inputs=inputs,
+        inputs=input_names(inputs, packed=packed),
         outputs=outputs,
         found_inputs=[port.name for port in session.get_inputs()],
         found_outputs={
@@ -75,5 +79,5 @@ def open_graph(graph: Path, *, precision: str, inputs: tuple[str, ...], outputs:
             for port in session.get_outputs()
         },
     )
-    shapes = shapes_of(precision, limit=limit, rounded=False)
-    return OnnxRuntime(session, inputs, tuple(name for name, _ in outputs), shapes)
+    shapes = shapes_of(precision, limit=limit, rounded=False, packed=packed)
+    return OnnxRuntime(session, inputs, tuple(name for name, _ in outputs), shapes, packed)

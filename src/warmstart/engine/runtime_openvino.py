@@ -26,6 +26,7 @@ from warmstart.durable import held, remove_left
 from warmstart.engine.graph_runtime import (
     Outputs,
     check_names,
+    input_names,
     inputs_of,
     shapes_of,
     threads,
@@ -49,6 +50,7 @@ class OpenVinoRuntime:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     shapes: Shapes
+    packed: bool = False  # the graph drops padding itself
     memory: Any = field(default=None, repr=False, compare=False)  # the mapped file that `compiled` may read from
     device: str = "cpu"
     _requests: deque[Any] = field(default_factory=deque, init=False, repr=False, compare=False)
@@ -58,7 +60,7 @@ class OpenVinoRuntime:
 
         Raises MemoryError where the machine has not enough for the batch.
         """
-        inputs = inputs_of(batch, self.inputs)
+        inputs = inputs_of(batch, self.inputs, packed=self.packed)
         try:
             request = self._requests.pop()
         except IndexError:  # each is in use by another thread
@@ -81,6 +83,7 @@ def open_graph(
     inputs: tuple[str, ...],
     outputs: Outputs,
     limit: int,
+    packed: bool,
     digest: str,
     cache: Path | None,
 ) -> OpenVinoRuntime:
@@ -106,10 +109,16 @@ def open_graph(
         found_outputs = {port.get_any_name(): _axes(port) for port in compiled.outputs}
     except RuntimeError as error:
         raise unreadable(graph, "OpenVINO", error) from error
-    check_names(graph, inputs=inputs, outputs=outputs, found_inputs=found_inputs, found_outputs=found_outputs)
+    check_names(
+        graph,
+        inputs=input_names(inputs, packed=packed),
+        outputs=outputs,
+        found_inputs=found_inputs,
+        found_outputs=found_outputs,
+    )
     # For each shape it meets OpenVINO prepares every step anew, and keeps what it made.
-    shapes = shapes_of(precision, limit=limit, rounded=True)
-    return OpenVinoRuntime(compiled, inputs, tuple(name for name, _ in outputs), shapes, memory)
+    shapes = shapes_of(precision, limit=limit, rounded=True, packed=packed)
+    return OpenVinoRuntime(compiled, inputs, tuple(name for name, _ in outputs), shapes, packed, memory)
 
 
 @cache

@@ -28,8 +28,9 @@ from warmstart.engine import packed_attention
 from warmstart.engine.architectures import BY_LENGTH, STACKS, WHOLE, WRITTEN_OUT
 from warmstart.engine.by_length import ByLength
 from warmstart.engine.first_token import FirstTokenLayer, reads_first_token_alone
-from warmstart.engine.packed_call import UnpaddedCall, unpacked
+from warmstart.engine.packed_call import UnpaddedCall
 from warmstart.engine.packed_layer import PackedLayer
+from warmstart.engine.packed_stack import AfterStack, BeforeStack
 from warmstart.errors import UsageError
 
 log = logging.getLogger("warmstart")
@@ -59,7 +60,7 @@ def unpad(model: nn.Module) -> nn.Module:
             fix="use it as it is: batches of texts of like length leave little padding (ws.batches makes them)",
         )
     packed_attention.register()
-    for base in _bases(model):
+    for base in base_models(model):
         if not is_unpadded(base):
             generates = any(m.can_generate() for m in model.modules() if _heads(m, base))
             _install(base, generates)
@@ -92,7 +93,9 @@ def pad(model: nn.Module) -> nn.Module:
     """
     for module in model.modules():
         for hooks, with_kwargs in _hook_tables(module):
-            for key in [key for key, hook in hooks.items() if isinstance(hook, _AskFirstToken | _BeforeStack | _After)]:
+            for key in [
+                key for key, hook in hooks.items() if isinstance(hook, _AskFirstToken | BeforeStack | AfterStack)
+            ]:
                 del hooks[key]
                 with_kwargs.pop(key, None)
         instead = vars(module).get("forward")
@@ -112,7 +115,7 @@ def why_padded(model: nn.Module) -> str | None:
     >>> why_padded(nn.Linear(2, 2))
     'it holds no transformers model'
     """
-    bases = _bases(model)
+    bases = base_models(model)
     if not bases:
         return "it holds no transformers model"
     for base in bases:
@@ -133,7 +136,7 @@ def why_padded(model: nn.Module) -> str | None:
 
 def _why_not_here(model: nn.Module) -> str | None:
     """Why an unpadded model computes padding all the same on the device it is on; None if it does not."""
-    for base in _bases(model):
+    for base in base_models(model):
         if base.config.model_type in BY_LENGTH and base.device.type != "cpu":
             return f"the attention of {base.config.model_type!r} knows no pack, and bands of rows pay on a CPU only"
     return None
@@ -150,7 +153,7 @@ def supported() -> list[str]:
 
 def is_unpadded(model: nn.Module) -> bool:
     """Whether `unpad` has been here: on all of the transformers models it holds."""
-    bases = _bases(model)
+    bases = base_models(model)
     return bool(bases) and all(_marked(base) for base in bases)
 
 
@@ -160,7 +163,7 @@ def _marked(base: PreTrainedModel) -> bool:
     return isinstance(vars(base).get("forward"), UnpaddedCall)
 
 
-def _bases(model: nn.Module) -> list[PreTrainedModel]:
+def base_models(model: nn.Module) -> list[PreTrainedModel]:
     """The transformers models without a head inside `model`, itself included."""
     return [m for m in model.modules() if isinstance(m, PreTrainedModel) and m.base_model is m]
 
@@ -214,8 +217,8 @@ def _install(base: PreTrainedModel, generates: bool) -> None:
         stack = base.get_submodule(STACKS[kind])
         for layer in stack.get_submodule("layer").children() if kind in WRITTEN_OUT else ():
             layer.forward = PackedLayer(layer.forward, layer)
-        stack.register_forward_pre_hook(_BeforeStack(), with_kwargs=True)
-        stack.register_forward_hook(_After(), with_kwargs=True)
+        stack.register_forward_pre_hook(BeforeStack(), with_kwargs=True)
+        stack.register_forward_hook(AfterStack(), with_kwargs=True)
 
 
 class _AskFirstToken:
@@ -231,31 +234,3 @@ def _band_tokens(base: PreTrainedModel) -> int:
     """What a call of the stack costs beside its tokens: DeBERTa projects every relative position in each layer."""
     relative = [m.num_embeddings for n, m in base.named_modules() if n == "encoder.rel_embeddings"]
     return 48 + sum(relative)
-
-
-class _BeforeStack:
-    """Drops the padding from what the encoder stack is given."""
-
-    def __call__(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        pack = kwargs.get("pack")
-        if pack is None:
-            return None
-        if args:
-            args = (pack.pack(args[0]), *args[1:])
-        else:
-            kwargs = kwargs | {"hidden_states": pack.pack(kwargs["hidden_states"])}
-        if (rotary := kwargs.get("position_embeddings")) is not None:
-            kwargs = kwargs | {"position_embeddings": tuple(pack.pack(part) for part in rotary)}
-        return args, kwargs
-
-
-class _After:
-    """Puts the padding back, as zeros."""
-
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        pack = kwargs.get("pack")
-        if pack is None:
-            return None
-        return unpacked(output, pack.of_firsts() if kwargs.get("first_token_only") else pack)

@@ -17,6 +17,7 @@ from warmstart.checkpoints.exported import GRAPH_FILES
 from warmstart.checkpoints.exported import NAME as RECORD
 from warmstart.engine import graph_writer
 from warmstart.engine.graph import Traced, embedding_rows, trace, unsupported, weights_digest
+from warmstart.engine.graph_runtime import graph_inputs
 from warmstart.errors import WarmstartError
 from warmstart.features import Array
 from warmstart.pipeline import Pipeline
@@ -68,8 +69,8 @@ class GraphExport:
         task = self.pipe.task
         sample = list(task.encode((self.rows.calibration or self.rows.gate)[:64]))
         log.info("tracing %s", task.name)
-        traced = trace(self.network, task, sample)
         writer = graph_writer(self.format)
+        traced = trace(self.network, task, sample, packs=writer.PACKS)
         try:
             graph = writer.convert(traced)
         except MemoryError:
@@ -87,7 +88,7 @@ class GraphExport:
 
     def _quantized(self, writer: Any, graph: Any, folder: Path, record: ExportRecord) -> Export:
         """The first attempt that passes the gate: each has more in float32 than the one before."""
-        batches = _batches(self.pipe.task, self.rows.calibration, record.inputs)
+        batches = _batches(self.pipe.task, self.rows.calibration, record)
         quantizer = writer.Quantizer.of(graph, batches)
         hardest: tuple[str, ...] = quantizer.products
         # With every product in int8 only where the worst of their inputs was parted from them.
@@ -153,6 +154,7 @@ class GraphExport:
             embedding_rows=embedding_rows(self.network),
             source={"name": pipe.name, "weights_sha256": weights_digest(self.network)},
             versions=versions(),
+            packed=traced.packed,
             calibration=None,
             parity={},
         )
@@ -186,9 +188,9 @@ def _labels(traced: Traced, config: Mapping[str, Any]) -> tuple[str, ...] | None
     return tuple(table[key] for key in sorted(table, key=int))
 
 
-def _batches(task: Task, rows: Sequence[Row], inputs: Sequence[str]) -> list[dict[str, Array]]:
+def _batches(task: Task, rows: Sequence[Row], record: ExportRecord) -> list[dict[str, Array]]:
     """The rows as the graph will see them: in batches of like length."""
     features = list(task.encode(list(rows)))
     planned = plan([feature.length for feature in features], max_tokens=_CALIBRATION_TOKENS)
     batches = [collate([features[i] for i in members], task.pads).inputs for members in planned]
-    return [{name: batch[name] for name in inputs} for batch in batches]
+    return [graph_inputs(batch, record.inputs, packed=record.packed) for batch in batches]

@@ -105,6 +105,7 @@ def exported_pipeline(
         inputs=record.inputs,
         outputs=[(output.name, output.shape) for output in record.outputs],
         limit=record.tokenizer.limit,
+        packed=record.packed,
         digest=exported.digest,
         cache=cache,
     )
