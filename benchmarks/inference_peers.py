@@ -116,7 +116,7 @@ def start(settings: Mapping[str, Any]) -> Any:
 
 def _openvino(settings: Mapping[str, Any]) -> Arrival:
     ov = importlib.import_module("openvino")
-    [path] = sorted((Path(settings["forms"]) / f"openvino-{settings['precision']}").rglob("*.xml"))
+    [path] = sorted((Path(settings["forms"]) / f"openvino-padded-{settings['precision']}").rglob("*.xml"))
     options = {
         "INFERENCE_NUM_THREADS": settings["threads"], "NUM_STREAMS": 1, "PERFORMANCE_HINT": "LATENCY",
         "ENABLE_CPU_PINNING": False,

@@ -8,15 +8,23 @@ import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
 
 import warmstart as ws
 from warmstart.checkpoints import find
+from warmstart.engine import graph_writer
 
 MODEL = "starter"
-EXPORTS = {"openvino-int8": "int8", "openvino-fp32": "fp32"}
+# Name → precision, and whether the graph drops padding itself: ours does, and what other exporters write does not.
+EXPORTS = {
+    "openvino-int8": ("int8", True),
+    "openvino-fp32": ("fp32", True),
+    "openvino-padded-int8": ("int8", False),
+    "openvino-padded-fp32": ("fp32", False),
+}
 
 
 def prepare(folder: Path, *, only: tuple[str, ...] | None = None) -> tuple[Path, dict[str, str]]:
@@ -31,7 +39,7 @@ def prepare(folder: Path, *, only: tuple[str, ...] | None = None) -> tuple[Path,
         ("head", write_head),
         ("ctranslate2", write_ctranslate2),
         ("onnx", write_onnx),
-        *((name, _exporter(precision)) for name, precision in EXPORTS.items()),
+        *((name, _exporter(precision, packs)) for name, (precision, packs) in EXPORTS.items()),
     )
     for name, write in forms:
         if (folder / name).exists() or (only is not None and name not in only):
@@ -97,9 +105,10 @@ def write_onnx(source: Path, target: Path) -> None:
     quantize_dynamic(target / "fp32.onnx", target / "int8.onnx", per_channel=True, weight_type=QuantType.QInt8)
 
 
-def _exporter(precision: str) -> Callable[[Path, Path], None]:
+def _exporter(precision: str, packs: bool) -> Callable[[Path, Path], None]:
     def write(source: Path, target: Path) -> None:
         target.rmdir()
-        ws.export(MODEL, target, format="openvino", precision=precision)
+        with mock.patch.object(graph_writer("openvino"), "PACKS", packs):
+            ws.export(MODEL, target, format="openvino", precision=precision)
 
     return write

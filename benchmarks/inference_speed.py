@@ -162,7 +162,8 @@ def _described(work: Workload, source: Path, config: Mapping[str, Any]) -> dict[
 def _form(name: str) -> str:
     """The converted model that a contestant needs."""
     return {
-        "warmstart int8": "openvino-int8", "openvino int8": "openvino-int8", "openvino fp32": "openvino-fp32",
+        "warmstart int8": "openvino-int8",
+        "openvino int8": "openvino-padded-int8", "openvino fp32": "openvino-padded-fp32",
         "onnxruntime fp32": "onnx", "onnxruntime int8": "onnx", "ctranslate2 fp32": "ctranslate2",
         "ctranslate2 int8": "ctranslate2", "sentence-transformers": "head",
     }.get(name, "")  # fmt: skip

@@ -20,7 +20,7 @@ from warmstart.batching import Shapes, collate
 from warmstart.engine import graph_runtime, graph_writer
 from warmstart.engine.graph import Traced, trace, weights_digest
 from warmstart.engine.graph_ranges import Ranges
-from warmstart.engine.graph_runtime import threads
+from warmstart.engine.graph_runtime import positions, threads
 from warmstart.errors import UsageError
 from warmstart.tasks import as_dict
 
@@ -119,14 +119,28 @@ def test_the_cache_keeps_few_graphs(openvino_folder: Path, cache: Path) -> None:
     assert len(list(cache.glob("*"))) == 8
 
 
-def test_padding_is_planned_for_where_a_graph_does_not_drop_it(tiny_root: Path, tmp_path: Path) -> None:
+def test_padding_is_planned_for_where_a_graph_does_not_drop_it(
+    openvino_folder: Path, tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Records of earlier versions do not say, and their graphs compute padding."""
-    packed, padded = (ws.load(tiny_export(tiny_root, format)) for format in ("openvino", "onnx"))
+    packed = ws.load(openvino_folder)
+    monkeypatch.setattr(graph_writer("openvino"), "PACKS", False)
+    folder = tmp_path / "older"
+    ws.export(tiny("bert"), folder, data=rows(), tolerance=ws.Tolerance(rows=8))
+    edit_record(folder, lambda record: (record.update(record=1), record.pop("packed")))
+    padded = ws.load(folder)
     assert packed.runtime.shapes.call_tokens is None and padded.runtime.shapes.call_tokens is not None
-    older = copy_of(tiny_export(tiny_root, "onnx"), tmp_path / "older")
-    edit_record(older, lambda record: (record.update(record=1), record.pop("packed")))
-    assert ws.load(older)(list(TEXTS)) == padded(list(TEXTS))
-    assert ws.load(older).runtime.shapes.call_tokens is not None
+    scores = [np.array([list(p.scores.values()) for p in pipe(list(TEXTS))]) for pipe in (packed, padded)]
+    assert np.abs(scores[0] - scores[1]).max() <= 1e-5
+    batch = collate(list(packed.task.encode(rows(5))), packed.task.pads)
+    tokens, places = (positions(pipe.runtime, batch) for pipe in (packed, padded))
+    assert places == batch.inputs["input_ids"].size and batch.inputs["attention_mask"].sum() <= tokens < places
+
+
+def test_one_long_text_does_not_widen_many_short_ones() -> None:
+    shapes = Shapes(768, rounded=True)
+    [long, *short] = shapes.plan([10] * 100 + [512], max_tokens=4096)
+    assert long == [100] and [len(batch) for batch in short] == [76, 24]
 
 
 # --- running ------------------------------------------------------------------------------------------------------
@@ -173,7 +187,7 @@ def test_memory_that_runs_out_is_a_memory_error(openvino_folder: Path, cache: Pa
     pipe = ws.load(openvino_folder)
     batch = collate(list(pipe.task.encode(rows(1))), pipe.task.pads)
     with pytest.raises(MemoryError):
-        OpenVinoRuntime(Full(), ("input_ids",), ("logits",), Shapes(512)).run(batch)
+        OpenVinoRuntime(Full(), ("input_ids",), ("logits",), Shapes(512), packed=False).run(batch)
 
 
 # --- tracing ------------------------------------------------------------------------------------------------------

@@ -29,9 +29,10 @@ def packed_by(mask: torch.Tensor) -> GraphPack:
     return GraphPack(*(torch.from_numpy(array) for array in pack_inputs(mask.numpy()).values()))
 
 
-def rounded(tokens: int) -> int:
+def filled(mask: torch.Tensor) -> int:
+    tokens = int(mask.sum())
     step = 8 if tokens < 128 else 16 if tokens < 256 else 32
-    return -(-tokens // step) * step
+    return min(-(-tokens // step) * step, mask.numel())
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
@@ -39,7 +40,7 @@ def rounded(tokens: int) -> int:
 def test_a_pack_holds_every_token_once_and_a_few_more(lengths: list[int]) -> None:
     mask = batch(lengths)["attention_mask"]
     pack = packed_by(mask)
-    assert pack.index.shape == (rounded(sum(lengths)),)
+    assert pack.index.shape == (filled(mask),)
     values = torch.arange(1, mask.numel() + 1).view(*mask.shape, 1).expand(*mask.shape, 3)
     packed = pack.pack(values)
     tokens = values[mask.bool()]
@@ -49,6 +50,18 @@ def test_a_pack_holds_every_token_once_and_a_few_more(lengths: list[int]) -> Non
     firsts = packed[:, pack.firsts()]
     assert torch.equal(firsts[0], values[:, 0])
     assert torch.equal(pack.of_firsts().unpack(firsts), values[:, :1])
+
+
+@pytest.mark.parametrize("mask", [[[0, 1], [1, 1]], [[1, 1], [0, 1]], [[0, 0], [1, 0]]])
+def test_a_row_that_begins_with_padding_is_refused(mask: list[list[int]]) -> None:
+    with pytest.raises(ValueError, match="begins with padding"):
+        pack_inputs(np.array(mask))
+
+
+def test_a_hole_in_a_row_is_padding_too() -> None:
+    index, places = pack_inputs(np.array([[1, 0, 1, 1], [1, 1, 0, 0]]), rounded=False).values()
+    assert index.tolist() == [0, 2, 3, 4, 5]
+    assert places[np.array([[1, 0, 1, 1], [1, 1, 0, 0]]) != 0].tolist() == [0, 1, 2, 3, 4]
 
 
 def test_what_rows_share_is_packed_for_each() -> None:
@@ -70,9 +83,15 @@ def test_tokens_get_what_they_got(variant: str, head: str) -> None:
         with counted(model) as feed_forward:
             found = model(**inputs)
     layers = len(feed_forward.calls)
-    last = len(LENGTHS) if reads_first_token_alone(model) else rounded(sum(LENGTHS))
-    assert feed_forward.calls == [rounded(sum(LENGTHS))] * (layers - 1) + [last]
+    all_tokens = filled(inputs["attention_mask"])
+    last = len(LENGTHS) if reads_first_token_alone(model) else all_tokens
+    assert feed_forward.calls == [all_tokens] * (layers - 1) + [last]
     assert differ(found, wanted, inputs["attention_mask"]) <= 2e-6
+
+
+@pytest.mark.parametrize("told", ["output_attentions", "output_hidden_states"])
+def test_who_asks_for_what_stands_between_layers_gets_it_padded(told: str) -> None:
+    assert pack_inside(make("bert", **{told: True}, attn_implementation="eager")) is None
 
 
 @pytest.mark.parametrize("variant", ["gpt2", "modernbert-cls", "mpnet", "deberta"])
@@ -122,19 +141,17 @@ def test_a_graph_answers_for_the_tokens_of_any_batch(variant: str, head: str) ->
     graph = convert(traced)
     in_eight_bits = Quantizer.of(graph, [arrays_of(LENGTHS), arrays_of((9, 2, 30))]).quantize(())
     exact = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
-    compiled, rounded = (shared_core().compile_model(each.model, "CPU", exact) for each in (graph, in_eight_bits))
+    compiled, in_int8 = (shared_core().compile_model(each.model, "CPU", exact) for each in (graph, in_eight_bits))
     most = model.config.max_position_embeddings - 4
-    errors, sizes = [], []
     # A text alone; one token; no padding; each way of rounding.
     for lengths in [(13,), (1,), (6, 6), LENGTHS, (most, 1, 7) * 3, (most,) * 2 + (3,) * 20, (2, most) * 6]:
         arrays = arrays_of(lengths)
         with torch.no_grad():
             wanted = model(**{name: torch.from_numpy(arrays[name]) for name in NAMES}).logits.numpy()
-        found, near = (each(arrays)[0] for each in (compiled, rounded))
+        found, near = (each(arrays)[0] for each in (compiled, in_int8))
         assert near.shape == wanted.shape
         if wanted.ndim == 3:
             wanted, found, near = (array[arrays["attention_mask"] != 0] for array in (wanted, found, near))
         assert np.abs(found - wanted).max() <= 1e-5, lengths
-        errors.append(np.abs(near - wanted).mean())
-        sizes.append(np.abs(wanted).mean())
-    assert 0 < np.mean(errors) <= 0.1 * np.mean(sizes), "a random model in eight bits"
+        error = np.abs(near - wanted).mean()  # of logits around 1, which a random model rounds coarsely
+        assert 0 < error <= 0.2, lengths

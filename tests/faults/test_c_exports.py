@@ -277,6 +277,13 @@ LIES: dict[str, tuple[str, Callable[[dict[str, Any]], object]]] = {
     "options": ("export-record-invalid", lambda r: r.update(options=[])),
     "parity": ("export-record-invalid", lambda r: r.update(parity=None)),
     "packed": ("export-record-invalid", lambda r: r.update(packed="yes")),
+    "packed-missing": ("export-record-invalid", lambda r: r.pop("packed")),
+    "not-packed": ("export-record-mismatch", lambda r: r.update(packed=False)),
+    "packed-before-it-was": ("export-record-mismatch", lambda r: r.update(record=1)),
+    "pack-of-the-task": (
+        "export-record-mismatch",
+        lambda r: r.update(packed=False, inputs=[*r["inputs"], "pack_index", "pack_places"]),
+    ),
     "rows": ("export-record-invalid", lambda r: r.update(embedding_rows=True)),
     "fewer-rows": ("tokenizer-vocab-too-large", lambda r: r.update(embedding_rows=5)),
     "labels": ("export-record-mismatch", lambda r: r.update(labels=["POSITIVE", "NEGATIVE"])),
@@ -294,6 +301,12 @@ def test_c29_records_that_lie(openvino_folder: Path, lie: str) -> None:
     edit_record(openvino_folder, change)
     with refused(code, "exported"):
         ws.load(openvino_folder)
+
+
+def test_c29_a_record_that_says_packed_of_a_padded_graph(onnx_folder: Path) -> None:
+    edit_record(onnx_folder, lambda record: record.update(packed=True))
+    with refused("export-record-mismatch", "exported"):
+        ws.load(onnx_folder)
 
 
 def test_c29_a_record_for_a_task_of_another_version(openvino_folder: Path) -> None:

@@ -31,7 +31,7 @@ GRAPH_FILES: Mapping[str, tuple[str, ...]] = {"openvino": ("model.xml", "model.b
 PRECISIONS = ("fp32", "int8")
 
 _NAME = re.compile(r"[A-Za-z_][\w.-]{0,127}")
-_FORMAT, _READ = 2, (1, 2)  # of the record; in 1 no graph was packed
+FORMAT, READ = 2, (1, 2)  # of the record; in 1 no graph was packed
 _LIMIT = 1 << 24  # tokens a text may have
 
 
@@ -62,7 +62,8 @@ class ExportRecord:
     format: str  # "openvino" or "onnx"
     precision: str  # "fp32" or "int8"
     task: str
-    inputs: tuple[str, ...]  # names of the graph's inputs; each is (B, T), or (B, …) of a fixed shape
+    inputs: tuple[str, ...]  # of the task's that the graph reads; each is (B, T), or (B, …) of a fixed shape
+    packed: bool  # it drops padding itself, and reads where the tokens are, too (`graph_runtime.PACK_INPUTS`)
     outputs: tuple[GraphOutput, ...]  # what the task's `infer` returned
     labels: tuple[str, ...] | None
     options: Mapping[str, Any]  # the task's, as `warmstart.json` of a run has them
@@ -70,13 +71,12 @@ class ExportRecord:
     embedding_rows: int | None  # tokens the model has a vector for
     source: Mapping[str, Any]  # name, weights_sha256
     versions: Mapping[str, Any]
-    packed: bool  # it drops padding itself, but in attention, and is told where the tokens are
     calibration: Mapping[str, Any] | None  # of int8: what ranges are of, what the rows decide, which they are
     parity: Mapping[str, Any]  # the report of the gate it passed
 
     def as_json(self) -> str:
         """The content of `export.json`."""
-        return json.dumps({"record": _FORMAT, **asdict(self)}, indent=1, ensure_ascii=False) + "\n"
+        return json.dumps({"record": FORMAT, **asdict(self)}, indent=1, ensure_ascii=False) + "\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,14 +180,15 @@ def _check_labels(record: ExportRecord, config: Mapping[str, Any], folder: Path)
     path = folder / config_file.NAME
     labels = read_labels(config, path, None if record.labels is None else len(record.labels))
     if record.labels is not None and labels != record.labels:
-        raise _mismatch(folder, "labels", "the record and config.json name different labels", record.labels)
+        raise record_mismatch(folder, "labels", "the record and config.json name different labels", record.labels)
     logits = next((output.shape for output in record.outputs if output.name == "logits"), None)
     if record.labels is not None and logits is not None and logits[-1] not in (None, len(record.labels)):
         what = f"the graph gives {logits[-1]} scores for {len(record.labels)} labels"
-        raise _mismatch(folder, "labels", what, record.labels)
+        raise record_mismatch(folder, "labels", what, record.labels)
 
 
-def _mismatch(folder: Path, field: str, what: str, value: object) -> CheckpointError:
+def record_mismatch(folder: Path, field: str, what: str, value: object) -> CheckpointError:
+    """The error for a record that does not tell of the files beside it: `export-record-mismatch`."""
     return CheckpointError(
         "export-record-mismatch",
         what,
@@ -206,7 +207,7 @@ def _read_record(folder: Path) -> ExportRecord:
     raw = read_json(path)
     read = _Fields(path, raw)
     kind, precision = read.text("format"), read.text("precision")
-    if raw.get("record") not in _READ or kind not in GRAPH_FILES or precision not in PRECISIONS:
+    if raw.get("record") not in READ or kind not in GRAPH_FILES or precision not in PRECISIONS:
         raise read.invalid("format", f"this version reads {' and '.join(GRAPH_FILES)}, {' and '.join(PRECISIONS)}")
     facts = _Fields(path, read.mapping("tokenizer"), "tokenizer.")
     if facts.text("truncation_side") not in ("left", "right"):
@@ -217,6 +218,7 @@ def _read_record(folder: Path) -> ExportRecord:
         precision=precision,
         task=read.text("task"),
         inputs=tuple(read.names("inputs")),
+        packed=raw["record"] > 1 and read.flag("packed"),
         outputs=tuple(_output(read, item) for item in read.items("outputs")),
         labels=None if raw.get("labels") is None else tuple(read.texts("labels")),
         options=read.mapping("options"),
@@ -231,7 +233,6 @@ def _read_record(folder: Path) -> ExportRecord:
         embedding_rows=None if raw.get("embedding_rows") is None else read.count("embedding_rows", least=1),
         source=read.mapping("source"),
         versions=read.mapping("versions"),
-        packed=raw["record"] > 1 and read.flag("packed"),
         calibration=None if calibration is None else read.mapping("calibration"),
         parity=read.mapping("parity"),
     )

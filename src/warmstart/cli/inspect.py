@@ -98,6 +98,7 @@ def _exported(exported: Exported) -> dict[str, Any]:
         "bytes": sum(path.stat().st_size for path in exported.files),
         "max_positions": record.tokenizer.limit,
         "options": record.options,
+        "packed": record.packed,
         "calibration": record.calibration,
         "parity": _counted(record.parity),
         "versions": record.versions,

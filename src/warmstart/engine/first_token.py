@@ -95,14 +95,18 @@ class TracedFirstTokenLayer:
 
 
 def leave_unread_out(model: nn.Module) -> None:
-    """Let the last layer of a `model` without padding-free hooks, in place, compute what its head reads and no more.
+    """Let the last layer of a `model` that `pad` has been to, in place, compute what its head reads and no more.
 
     For a copy that is traced: nothing undoes it, and its hidden states end with (B, 1, H).
     """
-    heads: list[Any] = [module for module in model.modules() if reads_first_token_alone(module)]
-    for head in heads:
+    for head in first_token_heads(model):
         last = head.base_model.encoder.layer[-1]
         last.forward = TracedFirstTokenLayer(last.forward)
+
+
+def first_token_heads(model: nn.Module) -> list[Any]:
+    """The modules of `model` that read first tokens alone."""
+    return [module for module in model.modules() if reads_first_token_alone(module)]
 
 
 def reads_first_token_alone(model: nn.Module) -> bool:

@@ -34,8 +34,8 @@ _TALKERS = ("torch", "torch.__trace", "torch.export", "torch.onnx", "onnxscript"
 
 @dataclass(frozen=True)
 class Traced:
-    """A task's graph. `outputs`: names and axes, None where an axis depends on the batch. `packed`: it computes no
-    padding outside of attention."""
+    """A task's graph. `outputs`: names and axes, None where an axis depends on the batch. `packed`: its
+    layers compute no padding outside of attention."""
 
     program: Any  # torch.export.ExportedProgram, its inputs in the order of `names`
     inputs: tuple[str, ...]  # the task's
@@ -62,8 +62,10 @@ def trace(model: torch.nn.Module, task: Task, features: Sequence[Feature], *, pa
     plain.config.use_cache = False  # a decoder would begin with an empty one, and give it back
     batch = to_tensors(_example(task, features), "cpu")
     names = tuple(batch.inputs)
-    inputs = {**batch.inputs, **_pack_inputs(batch, packing)}
-    free = tuple(_free_axes(name, task) for name in inputs)
+    inputs = {**batch.inputs, **_packed_by(batch, packing)}
+    free = tuple(
+        dict.fromkeys(_free_axes(name, tensor, task), torch.export.Dim.DYNAMIC) for name, tensor in inputs.items()
+    )
     try:
         with torch.no_grad(), quiet():
             outputs = tuple(task.infer(plain, batch))
@@ -158,12 +160,12 @@ class _TaskGraph(torch.nn.Module):
         """`inputs`: the task's, and behind them `PACK_INPUTS`, where the model drops padding."""
         if self._packing is not None:
             self._packing.pack = GraphPack(*inputs[len(self._inputs) :])
-        batch = Batch((), dict(zip(self._inputs, inputs, strict=False)), {})
+        batch = Batch((), dict(zip(self._inputs, inputs[: len(self._inputs)], strict=True)), {})
         outputs = self._task.infer(self.model, batch)
         return tuple(outputs[name] for name in self._outputs)
 
 
-def _pack_inputs(batch: Batch, packing: Packing | None) -> dict[str, torch.Tensor]:
+def _packed_by(batch: Batch, packing: Packing | None) -> dict[str, torch.Tensor]:
     """What the traced graph is given beside the batch; `packing` is set to it."""
     if packing is None:
         return {}
@@ -172,9 +174,8 @@ def _pack_inputs(batch: Batch, packing: Packing | None) -> dict[str, torch.Tenso
     return inputs
 
 
-def _free_axes(name: str, task: Task) -> dict[int, Any]:
-    axes = PACK_INPUTS.index(name) + 1 if name in PACK_INPUTS else 1 + task.pads[name].per_token
-    return dict.fromkeys(range(axes), torch.export.Dim.DYNAMIC)
+def _free_axes(name: str, tensor: torch.Tensor, task: Task) -> range:
+    return range(tensor.ndim if name in PACK_INPUTS else 1 + task.pads[name].per_token)
 
 
 def _example(task: Task, features: Sequence[Feature]) -> Batch:

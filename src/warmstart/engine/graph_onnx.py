@@ -19,10 +19,11 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 from warmstart.durable import temporary_folder
 from warmstart.engine.graph import Traced, quiet
 from warmstart.engine.graph_ranges import Ranges
+from warmstart.engine.graph_runtime import MASK
 from warmstart.features import Array
 
 # Whether a graph is quicker where it drops padding itself: of 10 reviews by a tenth, of one it takes 7 % longer, and
-# in int8, where each batch has ranges of its own, more had to stay in float (docs/log.md).
+# in int8, where each batch has ranges of its own, more had to stay in float (decision 27).
 PACKS = False
 OPSET = 18
 _OUTPUT = "warmstart.output."
@@ -109,7 +110,7 @@ def _hardest(graph: OnnxGraph, batches: Iterable[Mapping[str, Array]]) -> tuple[
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     ranges = Ranges(len(sources))
     for batch in batches:
-        ranges.add(session.run(sources, dict(batch)), batch.get("attention_mask"))
+        ranges.add(session.run(sources, dict(batch)), batch.get(MASK))
     loss = dict(zip(sources, ranges.loss(), strict=True))
     return tuple(sorted(products, key=lambda name: -loss[products[name]]))
 

@@ -21,11 +21,12 @@ from openvino.tools.ovc import convert_model
 
 from warmstart.engine.graph import Traced, quiet
 from warmstart.engine.graph_ranges import Ranges
+from warmstart.engine.graph_runtime import MASK
 from warmstart.engine.openvino_inside import once_a_text, per_token, source, values
 from warmstart.engine.openvino_outliers import part_outliers
 from warmstart.features import Array
 
-# Whether a graph is quicker where it drops padding itself (docs/log.md).
+# Whether a graph is quicker where it drops padding itself (decision 27).
 PACKS = True
 _SMOOTH = 0.8  # SmoothQuant's alpha; 0.5 to 0.95 were measured (docs/log.md)
 
@@ -42,7 +43,7 @@ class OpenVinoGraph:
 
 
 def convert(traced: Traced) -> OpenVinoGraph:
-    """The graph in OpenVINO's form, its inputs and outputs under the task's names."""
+    """The graph in OpenVINO's form, its inputs and outputs under their names."""
     with quiet():
         model = convert_model(traced.program)
     # In order: a port's own name is the tracer's, and an input that the model does not read may have none.
@@ -131,6 +132,6 @@ def _hardest(model: Any, batches: Sequence[Mapping[str, Array]], *, besides: Col
     sources = list(dict.fromkeys(map(source, products)))
     ranges = Ranges(len(sources))
     for batch, arrays in zip(batches, values(model, sources, batches), strict=True):
-        ranges.add(arrays, batch.get("attention_mask"))
+        ranges.add(arrays, batch.get(MASK))
     loss = dict(zip(sources, ranges.loss(), strict=True))
     return tuple(node.get_friendly_name() for node in sorted(products, key=lambda node: -loss[source(node)]))

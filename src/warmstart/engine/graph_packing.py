@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from warmstart.engine import packed_attention
 from warmstart.engine.architectures import STACKS
-from warmstart.engine.first_token import reads_first_token_alone
+from warmstart.engine.first_token import first_token_heads
 from warmstart.engine.packed_stack import AfterStack, BeforeStack
 from warmstart.engine.packing import GraphPack
 from warmstart.engine.unpad import base_models, why_padded
@@ -29,16 +29,18 @@ class Packing:
 
 
 def pack_inside(model: nn.Module) -> Packing | None:
-    """Let a padded `model`, in place, drop padding where it is traced; None where its architecture does not allow it.
+    """Let a padded `model`, in place, drop padding where it is traced; None where it cannot be.
 
     Nothing undoes it. It then wants a pack for every call, padding on the right, and `leave_unread_out`.
     """
     if why_padded(model) is not None:
         return None
     found = base_models(model)
-    if any(base.config.model_type not in STACKS for base in found):
-        return None
-    heads: list[Any] = [module for module in model.modules() if reads_first_token_alone(module)]
+    for base in found:
+        config = base.config
+        if config.model_type not in STACKS or config.output_attentions or config.output_hidden_states:
+            return None
+    heads = first_token_heads(model)
     packing = Packing()
     for base in found:
         _install(base, packing, first_token=any(head.base_model is base for head in heads))

@@ -17,7 +17,7 @@ class Ranges:
         self._squares, self._numbers = np.zeros(count), np.zeros(count)
 
     def add(self, arrays: Sequence[Array], mask: Array | None) -> None:
-        """One batch: arrays (B, T, H), `mask` (B, T), 1 where there is a token."""
+        """One batch: arrays (B, T, H), `mask` (B, T), 1 where there is a token; of a pack (1, T, H), all of it."""
         for i, values in enumerate(arrays):
             if mask is not None and values.shape[:2] == mask.shape:
                 values = values[mask == 1]

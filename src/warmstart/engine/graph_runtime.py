@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -12,7 +13,8 @@ from warmstart.batching import Shapes
 from warmstart.errors import CheckpointError, UsageError, is_out_of_memory
 from warmstart.features import Array, Batch
 
-# Padded tokens a graph runs at once: the activations stay in a CPU's cache, and a batch has little padding of its own.
+# Padded tokens a graph runs at once: the activations stay in a CPU's cache, and a batch has little padding of its own,
+# or its attention has, where the graph drops the rest. Measured on graphs that do not:
 # A MiniLM in fp32 made a third less with 4,096; in int8, whose activations are smaller, 445 texts/s with 768 tokens,
 # 436 with 512 and 430 with 1,024.
 _TOKENS = {"int8": 768, "fp32": 512}
@@ -39,21 +41,38 @@ def threads() -> int:
     return int(first) if first.isdecimal() else 0
 
 
-def pack_inputs(mask: Array) -> dict[str, Array]:
+def pack_inputs(mask: Array, *, rounded: bool = True) -> dict[str, Array]:
     """Which positions of a padded batch a graph is to compute, by its mask (B, S), whose rows begin with a token.
 
     `PACK_INPUTS`: the positions (T,) in the flattened batch, and for each position where it stands among these (B, S);
-    for padding, where some token does. T is rounded up, for a graph prepares its steps for each size anew; the
-    positions beyond are the first one again, which nobody reads.
+    for padding, where some token does. `rounded`: T is rounded up, to all positions at most, for a graph prepares its
+    steps for each size anew; the positions beyond are the first one again, which nobody reads.
 
-    >>> [array.tolist() for array in pack_inputs(np.array([[1, 0], [1, 1]])).values()]
-    [[0, 2, 3, 0, 0, 0, 0, 0], [[0, 0], [1, 2]]]
+    >>> [array.tolist() for array in pack_inputs(np.array([[1, 0, 0, 0], [1, 1, 1, 0]])).values()]
+    [[0, 4, 5, 6, 0, 0, 0, 0], [[0, 0, 0, 0], [1, 2, 3, 3]]]
     """
+    if not mask[:, 0].all():
+        raise ValueError("a row begins with padding, whose place a graph that drops padding does not compute")
     kept = np.flatnonzero(mask)
-    step = 8 if len(kept) < 128 else 16 if len(kept) < 256 else 32
-    index = np.zeros(-(-len(kept) // step) * step, dtype=np.int64)
+    step = 1 if not rounded else 8 if len(kept) < 128 else 16 if len(kept) < 256 else 32
+    index = np.zeros(min(-(-len(kept) // step) * step, mask.size), dtype=np.int64)
     index[: len(kept)] = kept
-    return dict(zip(PACK_INPUTS, (index, np.cumsum(mask != 0).reshape(mask.shape) - 1), strict=True))
+    places = np.cumsum(mask != 0, dtype=np.int64).reshape(mask.shape) - 1
+    return dict(zip(PACK_INPUTS, (index, places), strict=True))
+
+
+@runtime_checkable
+class Packs(Protocol):
+    """A runtime whose graph may drop padding itself."""
+
+    @property
+    def packed(self) -> bool: ...
+
+
+def positions(runtime: object, batch: Batch) -> int:
+    """How many token positions the layers of a runtime's graph compute of a batch."""
+    mask = batch.inputs[MASK]
+    return len(pack_inputs(mask)[PACK_INPUTS[0]]) if isinstance(runtime, Packs) and runtime.packed else mask.size
 
 
 def input_names(names: Sequence[str], *, packed: bool) -> tuple[str, ...]:
@@ -61,10 +80,12 @@ def input_names(names: Sequence[str], *, packed: bool) -> tuple[str, ...]:
     return (*names, *PACK_INPUTS) if packed else tuple(names)
 
 
-def graph_inputs(arrays: Mapping[str, Array], names: Sequence[str], *, packed: bool) -> dict[str, Array]:
+def graph_inputs(
+    arrays: Mapping[str, Array], names: Sequence[str], *, packed: bool, rounded: bool = True
+) -> dict[str, Array]:
     """What a graph reads of a batch's arrays: those of the task's `names`, and `PACK_INPUTS` where it is `packed`."""
     inputs = {name: np.ascontiguousarray(arrays[name]) for name in names}
-    return {**inputs, **pack_inputs(arrays[MASK])} if packed else inputs
+    return {**inputs, **pack_inputs(arrays[MASK], rounded=rounded)} if packed else inputs
 
 
 def inputs_of(batch: Batch, names: Sequence[str], *, packed: bool) -> dict[str, Array]:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from openvino import opset13 as op
 
+from warmstart.engine.graph_runtime import MASK
 from warmstart.engine.openvino_inside import per_token, source, values
 from warmstart.features import Array
 
@@ -105,7 +106,7 @@ def _largest(model: Any, pairs: Sequence[_Pair], batches: Sequence[Mapping[str, 
     """The largest absolute value of each channel of each pair's activation, at tokens."""
     found = [np.zeros(len(_weights(pair.first)), dtype=np.float32) for pair in pairs]
     for batch, activations in zip(batches, values(model, [source(p.second) for p in pairs], batches), strict=True):
-        mask = batch.get("attention_mask")
+        mask = batch.get(MASK)
         for largest, activation in zip(found, activations, strict=True):
             at_tokens = mask is not None and activation.shape[:2] == mask.shape
             some = np.abs(activation[mask == 1] if at_tokens else activation).reshape(-1, len(largest))

@@ -1,4 +1,4 @@
-"""Attention over a pack: no token sees another row's, and no padding is computed.
+"""Attention over a pack: no token sees another row's, and no padding is computed (but in a graph, in attention alone).
 
 transformers calls the function its config names (`AttentionInterface`). Ours is stock SDPA for a padded batch; where
 the call carries a `Pack` it chooses by device, as measured (docs/log.md): on a CPU one dense SDPA for each run of rows
@@ -65,8 +65,6 @@ def packed_attention(
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **others
         )
-    if isinstance(pack, GraphPack):
-        return _in_graph(module, query, key, value, attention_mask, scaling, pack), None
     causal = others.get("is_causal")
     call = _Call(
         module,
@@ -75,6 +73,9 @@ def packed_attention(
         others.get("sliding_window"),
         bool(module.is_causal) if causal is None else causal,
     )
+    if isinstance(pack, GraphPack):  # padding inside attention alone, under the mask (B, 1, S, S) of the model
+        q, k, v = (pack.unpack(tensor.transpose(1, 2)).transpose(1, 2) for tensor in (query, key, value))
+        return pack.pack(call.dense(q, k, v, attention_mask)), None
     if query.device.type == "cpu":
         return _by_runs(call, query, key, value, pack), None
     if _varlen_can(call, query):
@@ -183,20 +184,6 @@ def _varlen(call: _Call, query: Tensor, key: Tensor, value: Tensor, pack: Pack) 
         enable_gqa=query.shape[1] != key.shape[1],
     )
     return output[None]
-
-
-def _in_graph(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    scaling: float | None,
-    pack: GraphPack,
-) -> Tensor:
-    """Padding inside attention alone, under the mask (B, 1, S, S) that the model made of the batch's."""
-    q, k, v = (pack.unpack(tensor.transpose(1, 2)).transpose(1, 2) for tensor in (query, key, value))
-    return pack.pack(sdpa_attention_forward(module, q, k, v, mask, scaling=scaling, is_causal=False)[0])
 
 
 def _padded_block(call: _Call, query: Tensor, key: Tensor, value: Tensor, pack: Pack) -> Tensor:

@@ -96,7 +96,7 @@ class UnpaddedCall:
 
 
 def unpacked(output: Any, pack: Pack | GraphPack) -> Any:
-    """A model's or stack's output with its first tensor (1, T, H) as (B, S, H), zeros where padding stood."""
+    """A model's or stack's output with its first tensor (1, T, H) as (B, S, H), as the pack unpacks it."""
     if isinstance(output, tuple):
         return (pack.unpack(output[0]), *output[1:])
     output["last_hidden_state"] = pack.unpack(output["last_hidden_state"])

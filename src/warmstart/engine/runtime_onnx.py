@@ -33,7 +33,7 @@ class OnnxRuntime:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     shapes: Shapes
-    packed: bool = False  # the graph drops padding itself
+    packed: bool  # the graph drops padding itself
     device: str = "cpu"
 
     def run(self, batch: Batch) -> dict[str, Array]:

@@ -50,7 +50,7 @@ class OpenVinoRuntime:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     shapes: Shapes
-    packed: bool = False  # the graph drops padding itself
+    packed: bool  # the graph drops padding itself
     memory: Any = field(default=None, repr=False, compare=False)  # the mapped file that `compiled` may read from
     device: str = "cpu"
     _requests: deque[Any] = field(default_factory=deque, init=False, repr=False, compare=False)

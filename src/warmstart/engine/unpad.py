@@ -27,7 +27,7 @@ from transformers import PreTrainedModel
 from warmstart.engine import packed_attention
 from warmstart.engine.architectures import BY_LENGTH, STACKS, WHOLE, WRITTEN_OUT
 from warmstart.engine.by_length import ByLength
-from warmstart.engine.first_token import FirstTokenLayer, reads_first_token_alone
+from warmstart.engine.first_token import FirstTokenLayer, first_token_heads
 from warmstart.engine.packed_call import UnpaddedCall
 from warmstart.engine.packed_layer import PackedLayer
 from warmstart.engine.packed_stack import AfterStack, BeforeStack
@@ -64,7 +64,7 @@ def unpad(model: nn.Module) -> nn.Module:
         if not is_unpadded(base):
             generates = any(m.can_generate() for m in model.modules() if _heads(m, base))
             _install(base, generates)
-    for head in _first_token_heads(model):
+    for head in first_token_heads(model):
         if not _asks_first_token(head):
             head.register_forward_pre_hook(_AskFirstToken(), with_kwargs=True)
             last = head.base_model.encoder.layer[-1]
@@ -178,10 +178,6 @@ def _is_stock(base: PreTrainedModel) -> bool:
     stack = {**STACKS, **BY_LENGTH}.get(base.config.model_type)
     parts = [base] if stack is None else [base, base.get_submodule(stack)]
     return all(type(part).forward.__module__.startswith("transformers.models.") for part in parts)
-
-
-def _first_token_heads(model: nn.Module) -> list[PreTrainedModel]:
-    return [m for m in model.modules() if isinstance(m, PreTrainedModel) and reads_first_token_alone(m)]
 
 
 def _asks_first_token(head: PreTrainedModel) -> bool:

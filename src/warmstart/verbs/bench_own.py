@@ -8,6 +8,7 @@ from typing import Any
 
 from warmstart.batching import Shapes
 from warmstart.engine import Runtime, predict
+from warmstart.engine.graph_runtime import positions
 from warmstart.features import Array, Batch
 from warmstart.pipeline import Pipeline
 from warmstart.rows import texts
@@ -60,7 +61,7 @@ class Own:
         return sum(feature.length for feature in self.pipe.task.encode(list(texts(list(rows)))))
 
     def positions(self, rows: Sequence[Fields], setting: int | None) -> int:
-        """For a graph: what it is handed, padding among it."""
+        """For a graph: what its layers compute, padding among it where the graph does not drop it."""
         counted = _Counted(self.pipe.runtime, [])
         for _ in predict(self.pipe.task, counted, texts(list(rows))):
             pass
@@ -86,7 +87,7 @@ class _Counted:
         return self.runtime.shapes
 
     def run(self, batch: Batch) -> dict[str, Array]:
-        self.seen.append(batch.inputs["input_ids"].size)
+        self.seen.append(positions(self.runtime, batch))
         return self.runtime.run(batch)
 
 

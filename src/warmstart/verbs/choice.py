@@ -14,6 +14,7 @@ from statistics import median
 from typing import Any
 
 from warmstart.checkpoints import cache_folder
+from warmstart.checkpoints.exported import FORMAT
 from warmstart.durable import write_file
 from warmstart.provenance import environment, folder_digest, json_digest
 
@@ -114,7 +115,7 @@ def choices_for(folder: Path) -> list[Choice]:
 
 def place_of(digest: str, *, task: str | None, options: Mapping[str, Any], device: str) -> Path:
     """Where the choice for a call is kept."""
-    key = json_digest([task, dict(options), device, machine(), versions()])
+    key = json_digest([task, dict(options), device, machine(), versions(), FORMAT])
     return cache_folder() / "choices" / f"{digest[:16]}-{key[:16]}.json"
 
 

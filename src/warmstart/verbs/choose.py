@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from warmstart.checkpoints import cache_folder, find, is_export, verify_export
+from warmstart.checkpoints.exported import FORMAT
 from warmstart.errors import DataError, UsageError, WarmstartError, did_you_mean
 from warmstart.pipeline import Pipeline
 from warmstart.provenance import folder_digest, json_digest, rows_digest
@@ -235,6 +236,7 @@ def _export(source: Pipeline, digest: str, candidate: Candidate, given: list[Row
             options_of(source.task),
             candidate.name,
             versions(),
+            FORMAT,
             None if data is None else rows_digest(data),
             dataclasses.asdict(tolerance),
         ]

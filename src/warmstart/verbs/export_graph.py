@@ -32,7 +32,7 @@ from warmstart.verbs.parity import Gate, Parity, require
 log = logging.getLogger("warmstart")
 
 _VERSIONS = ("warmstart", "torch", "transformers", "openvino", "nncf", "onnx", "onnxruntime")
-_CALIBRATION_TOKENS = 512  # of a batch: little padding, whose activations would count as a text's
+_CALIBRATION_TOKENS = 512  # of a batch: little padding, whose activations count as a text's where a graph has them
 # The share of matrix products that stays in float32, tried in turn until the gate is passed.
 _IN_FLOAT = (0, 1 / 12, 1 / 6, 1 / 3, 1 / 2)
 
@@ -140,6 +140,7 @@ class GraphExport:
             precision=self.precision,
             task=pipe.task.name,
             inputs=traced.inputs,
+            packed=traced.packed,
             outputs=tuple(GraphOutput(name, axes) for name, axes in traced.outputs),
             labels=_labels(traced, config),
             options=chosen_options(pipe.task),
@@ -154,7 +155,6 @@ class GraphExport:
             embedding_rows=embedding_rows(self.network),
             source={"name": pipe.name, "weights_sha256": weights_digest(self.network)},
             versions=versions(),
-            packed=traced.packed,
             calibration=None,
             parity={},
         )
@@ -193,4 +193,5 @@ def _batches(task: Task, rows: Sequence[Row], record: ExportRecord) -> list[dict
     features = list(task.encode(list(rows)))
     planned = plan([feature.length for feature in features], max_tokens=_CALIBRATION_TOKENS)
     batches = [collate([features[i] for i in members], task.pads).inputs for members in planned]
-    return [graph_inputs(batch, record.inputs, packed=record.packed) for batch in batches]
+    # Not rounded: what a pack is filled up with would count as a text's.
+    return [graph_inputs(batch, record.inputs, packed=record.packed, rounded=False) for batch in batches]

@@ -22,6 +22,7 @@ from warmstart.checkpoints import (
     verify,
     verify_export,
 )
+from warmstart.checkpoints.exported import record_mismatch
 from warmstart.engine import graph_runtime, prepare, resolve_device, torch_runtime
 from warmstart.errors import CheckpointError, UsageError, did_you_mean
 from warmstart.pipeline import Pipeline
@@ -98,6 +99,8 @@ def exported_pipeline(
     """The pipeline of an exported checkpoint; `cache` is where compiled graphs are kept, None for nowhere."""
     record = exported.record
     task = _exported_task(exported, options)
+    if unknown := set(record.inputs) - task.pads.keys():
+        raise record_mismatch(exported.folder, "inputs", f"{record.task} has no {sorted(unknown)[0]}", record.inputs)
     runtime = graph_runtime(
         record.format,
         exported.graph,
